@@ -1,0 +1,39 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set everything up by themselves.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTHON ?= python3.11
+
+.PHONY: demo test test-slow check format clean help
+
+help: ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+# torch first and pinned: an unpinned torch or torchvision would bring gigabytes of CUDA along.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed"; echo "what to do: install Python 3.11, or say which: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "torch==2.13.0" $(TORCH_INDEX)
+	$(PY) -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy, on this machine
+	$(PY) -m deploy.demo
+
+test: $(STAMP) ## The tests (a few minutes)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## The long ones: real images for minutes
+	$(PY) -m pytest -m slow --timeout 3600
+
+check: $(STAMP) ## ruff and strict mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## Let ruff put the code in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

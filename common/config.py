@@ -1,0 +1,310 @@
+"""Every run-config key, once: type, default, allowed range, meaning.
+
+The table :data:`KEYS` is the only definition. ``[tool.flwr.app.config]`` in
+``pyproject.toml``, the README's table and ``consilium config`` are generated from it, and a
+test keeps them true. :meth:`RunConfig.parse` is called by the ServerApp before any hospital
+is asked, and by each hospital on what a server sends it: an unknown key, a wrong type, a
+value out of range or an impossible combination is a :class:`~common.errors.ConfigError`
+with what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from common.errors import ConfigError
+
+Value = bool | int | float | str
+
+MEDMNIST_2D = (
+    "bloodmnist", "breastmnist", "dermamnist", "octmnist", "organamnist", "organcmnist",
+    "organsmnist", "pathmnist", "pneumoniamnist", "retinamnist", "tissuemnist",
+)  # fmt: skip
+"""Single-label 2D MedMNIST sets (chestmnist is multi-label, which the classifier is not)."""
+
+DATASETS = (*MEDMNIST_2D, "npz", "folder", "synthetic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One run-config key: its type is its default's type."""
+
+    name: str
+    default: Value
+    meaning: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    """Whether ``low`` itself is excluded."""
+    high_open: bool = False
+
+    @property
+    def attribute(self) -> str:
+        """The key's name as a Python attribute of :class:`RunConfig`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def kind(self) -> str:
+        """``bool``, ``int``, ``float`` or ``str``."""
+        return type(self.default).__name__
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values, for people."""
+        if self.choices:
+            return ", ".join(self.choices) if len(self.choices) < 8 else "see meaning"
+        if self.kind == "bool":
+            return "true, false"
+        if self.kind == "str":
+            return "text"
+        left = ">" if self.low_open else "≥"
+        right = "<" if self.high_open else "≤"
+        parts = []
+        if self.low > -math.inf:
+            parts.append(f"{left} {self.low:g}")
+        if self.high < math.inf:
+            parts.append(f"{right} {self.high:g}")
+        return ", ".join(parts) or "any"
+
+    def check(self, value: Any) -> Value:
+        """Return ``value`` in this key's type; ConfigError if it is not of it or out of range.
+
+        An int is accepted where a float is asked for (TOML writes ``6`` for ``6.0``); nothing
+        else is converted, so that ``"true"`` never passes for ``true``.
+        """
+        if self.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(self.default):
+            raise ConfigError(
+                f"run-config key '{self.name}' is {value!r} ({type(value).__name__}), "
+                f"but must be of type {self.kind}",
+                f"set {self.name} to a {self.kind}, for example {self.name}={self.as_toml()}",
+            )
+        if self.choices and value not in self.choices:
+            close = difflib.get_close_matches(str(value), self.choices, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ConfigError(
+                f"run-config key '{self.name}' is {value!r}, which is not one of its values",
+                f"{hint}use one of: {', '.join(self.choices)}",
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            below = value <= self.low if self.low_open else value < self.low
+            above = value >= self.high if self.high_open else value > self.high
+            if below or above or math.isnan(value):
+                raise ConfigError(
+                    f"run-config key '{self.name}' is {value}, out of its range",
+                    f"set {self.name} to a value that is {self.allowed}",
+                )
+        return value
+
+    def as_toml(self, value: Value | None = None) -> str:
+        """``value`` (default: the key's default) as TOML, as ``--run-config`` wants it."""
+        shown = self.default if value is None else value
+        if isinstance(shown, bool):
+            return str(shown).lower()
+        return f'"{shown}"' if isinstance(shown, str) else repr(shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run's configuration, checked. One attribute for each key, dashes as underscores."""
+
+    mode: str
+    dataset: str
+    data_path: str
+    image_size: int
+    partition: str
+    partition_alpha: float
+    partition_min_size: int
+    rounds: int
+    fraction: float
+    quorum: float
+    round_timeout: float
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    model: str
+    model_width: float
+    privacy: str
+    epsilon: float
+    delta: float
+    clipping_norm: float
+    secagg: bool
+    num_shares: int
+    reconstruction_threshold: int
+    threads: int
+    seed: int
+    resume: str
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Check ``values`` (key → value; missing keys take their default) and freeze them.
+
+        Raises :class:`~common.errors.ConfigError` for the first key that is unknown, of the
+        wrong type or out of range, then for impossible combinations.
+        """
+        unknown = sorted(set(values) - set(BY_NAME))
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], BY_NAME, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise ConfigError(
+                f"unknown run-config key '{unknown[0]}'",
+                f"{hint}`consilium config` lists every key",
+            )
+        checked: dict[str, Any] = {
+            key.attribute: key.check(values.get(key.name, key.default)) for key in KEYS
+        }
+        config = cls(**checked)
+        for rule in RULES:
+            rule(config)
+        return config
+
+    def as_dict(self) -> dict[str, Value]:
+        """Key → value with the run-config names (dashes), in the table's order."""
+        return {key.name: getattr(self, key.attribute) for key in KEYS}
+
+
+KEYS: tuple[Key, ...] = (
+    Key(name="mode", default="fedavg", choices=("fedavg", "vectors"),
+        meaning="fedavg: synchronous rounds; vectors: task vectors, no rounds (coming)"),
+    Key(name="dataset", default="bloodmnist", choices=DATASETS,
+        meaning="a 2D MedMNIST set by name, npz (a file in MedMNIST's form), folder (one folder "
+        "a class) or synthetic (built in, no real image)"),
+    Key(name="data-path", default="",
+        meaning="the file or folder for dataset npz or folder"),
+    Key(name="image-size", default=28, low=16, high=512,
+        meaning="side in pixels to which folder and synthetic pictures are brought"),
+    Key(name="partition", default="size-skew", choices=("iid", "size-skew", "dirichlet"),
+        meaning="how simulated hospitals share one data set: iid; size-skew (the paper's: slices, "
+        "up to half moved between pairs); dirichlet (label skew)"),
+    Key(name="partition-alpha", default=0.5, low=0.0, low_open=True, high=1000.0,
+        meaning="Dirichlet concentration; smaller is more skewed"),
+    Key(name="partition-min-size", default=20, low=2, high=1_000_000,
+        meaning="fewest images a simulated hospital may hold; less is refused"),
+    Key(name="rounds", default=10, low=1, high=100_000,
+        meaning="synchronous rounds (the paper: 50)"),
+    Key(name="fraction", default=1.0, low=0.0, low_open=True, high=1.0,
+        meaning="share of the hospitals asked in each round"),
+    Key(name="quorum", default=0.8, low=0.0, low_open=True, high=1.0,
+        meaning="share of the hospitals asked that must contribute, else the round fails"),
+    Key(name="round-timeout", default=3600.0, low=0.0, low_open=True, high=604_800.0,
+        meaning="seconds that hospitals have to train in a round"),
+    Key(name="local-epochs", default=3, low=1, high=1000,
+        meaning="passes over a hospital's training images in each round"),
+    Key(name="batch-size", default=32, low=1, high=65_536,
+        meaning="images a step; under DP the expected size of a Poisson batch"),
+    Key(name="learning-rate", default=0.001, low=0.0, low_open=True, high=10.0,
+        meaning="of the hospital's optimizer"),
+    Key(name="optimizer", default="adam", choices=("adam", "sgd"),
+        meaning="the hospital's optimizer; fresh each round (sgd: momentum 0.9)"),
+    Key(name="model", default="dpresnet", choices=("dpresnet", "resnet9"),
+        meaning="dpresnet: group norm, the paper's; resnet9: batch norm and max pooling, for "
+        "comparison, refused under DP"),
+    Key(name="model-width", default=0.25, low=0.03125, high=4.0,
+        meaning="multiplies every layer's channels; 1.0 is the paper's DPResNet (4,802,120 "
+        "parameters), 0.25 suits a laptop"),
+    Key(name="privacy", default="local", choices=("none", "local", "distributed"),
+        meaning="none; local: each hospital's own noise suffices; distributed: noise shared "
+        "among hospitals (coming)"),
+    Key(name="epsilon", default=6.0, low=0.0, low_open=True, high=1000.0,
+        meaning="ε of the whole training, all rounds composed, at each hospital, per image"),
+    Key(name="delta", default=1.9e-4, low=0.0, low_open=True, high=1.0, high_open=True,
+        meaning="δ of the whole training; should be below 1 / images of a hospital"),
+    Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
+        meaning="largest L2 norm of one image's gradient"),
+    Key(name="secagg", default=False,
+        meaning="secure aggregation: the server sees only sums (coming)"),
+    Key(name="num-shares", default=5, low=2, high=1000,
+        meaning="holders of each hospital's secret shares, itself included"),
+    Key(name="reconstruction-threshold", default=4, low=2, high=1000,
+        meaning="shares that reconstruct a secret; more than 2/3 of num-shares"),
+    Key(name="threads", default=1, low=1, high=256,
+        meaning="CPU threads of one simulated hospital's training"),
+    Key(name="seed", default=0, low=0, high=2**31 - 1,
+        meaning="of partition, initial weights and non-private batches; never of DP noise"),
+    Key(name="resume", default="",
+        meaning="id of a run to go on with from its last complete round"),
+)  # fmt: skip
+
+BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
+
+assert {k.attribute for k in KEYS} == {f.name for f in fields(RunConfig)}
+
+
+def _needs_path(c: RunConfig) -> None:
+    if c.dataset in ("npz", "folder") and not c.data_path:
+        raise ConfigError(
+            f"dataset '{c.dataset}' needs a path, and 'data-path' is empty",
+            f"set data-path to the {'file' if c.dataset == 'npz' else 'folder'}, "
+            "or dataset to a MedMNIST name or synthetic",
+        )
+    if c.data_path and c.dataset not in ("npz", "folder"):
+        raise ConfigError(
+            f"'data-path' is set, but dataset '{c.dataset}' reads no path",
+            "set dataset to npz or folder, or leave data-path empty",
+        )
+
+
+def _norm_allows_dp(c: RunConfig) -> None:
+    if c.privacy != "none" and c.model == "resnet9":
+        raise ConfigError(
+            "model 'resnet9' has batch norm, which mixes the images of a batch: per-image "
+            f"clipping, and so privacy '{c.privacy}', means nothing for it",
+            "set model=dpresnet (group norm), or privacy=none for the comparison",
+        )
+
+
+def _not_yet(c: RunConfig) -> None:
+    if c.mode == "vectors":
+        raise ConfigError("mode 'vectors' has not landed yet", "set mode=fedavg")
+    if c.privacy == "distributed":
+        raise ConfigError("privacy 'distributed' has not landed yet", "set privacy=local or none")
+
+
+def _threshold(c: RunConfig) -> None:
+    if c.reconstruction_threshold > c.num_shares:
+        raise ConfigError(
+            f"reconstruction-threshold {c.reconstruction_threshold} exceeds num-shares "
+            f"{c.num_shares}: no secret could ever be reconstructed",
+            f"set reconstruction-threshold to at most {c.num_shares}, or raise num-shares",
+        )
+    if 3 * c.reconstruction_threshold <= 2 * c.num_shares:
+        raise ConfigError(
+            f"reconstruction-threshold {c.reconstruction_threshold} is not above 2/3 of "
+            f"num-shares {c.num_shares}: a server that lies could open one hospital's update",
+            f"set reconstruction-threshold to {2 * c.num_shares // 3 + 1} or more",
+        )
+
+
+def _epsilon_useful(c: RunConfig) -> None:
+    if c.privacy != "none" and c.delta >= 0.01:
+        raise ConfigError(
+            f"delta {c.delta} allows one image in {1 / c.delta:.0f} to be published outright",
+            "set delta below 1 / (images of a hospital), for example 1e-4",
+        )
+
+
+RULES: tuple[Callable[[RunConfig], None], ...] = (
+    _needs_path, _norm_allows_dp, _not_yet, _threshold, _epsilon_useful,
+)  # fmt: skip
+
+
+def toml_table() -> str:
+    """The body of ``[tool.flwr.app.config]`` in pyproject.toml."""
+    return "\n".join(f"{key.name} = {key.as_toml()}" for key in KEYS) + "\n"
+
+
+def markdown_table() -> str:
+    """The README's table of keys."""
+    rows = [
+        f"| `{k.name}` | {k.kind} | `{k.as_toml()}` | {k.allowed} | {k.meaning} |" for k in KEYS
+    ]
+    return "\n".join(
+        ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|", *rows]
+    )

@@ -1,0 +1,68 @@
+"""Errors in two parts: what is wrong, and what to do about it.
+
+Every error that a user can meet derives from :class:`ConsiliumError`. ``what`` names the
+thing at fault (the file, the key, the hospital), ``remedy`` says what to do. Neither may
+ever carry a secret: both reach logs, and ``code`` reaches the server.
+"""
+
+from __future__ import annotations
+
+
+class ConsiliumError(Exception):
+    """What is wrong (``what``) and what to do (``remedy``).
+
+    ``code`` is a short stable identifier: the only part of a hospital's error that its
+    server is told (with a correlation id); the text stays in the hospital's own log.
+    """
+
+    code = "error"
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  What to do: {self.remedy}"
+
+
+class ConfigError(ConsiliumError):
+    """A run-config key is unknown, of the wrong type, out of range or in conflict."""
+
+    code = "config"
+
+
+class DataError(ConsiliumError):
+    """A data set, an image or a label is missing, unreadable or inconsistent."""
+
+    code = "data"
+
+
+class PartitionError(ConsiliumError):
+    """A data set cannot be divided among the hospitals as asked."""
+
+    code = "partition"
+
+
+class ModelError(ConsiliumError):
+    """A model cannot be built, or weights do not fit it."""
+
+    code = "model"
+
+
+class PrivacyError(ConsiliumError):
+    """Something would break the differential-privacy guarantee; nothing was trained."""
+
+    code = "privacy"
+
+
+class ProtocolError(ConsiliumError):
+    """A message is malformed, of another version, another run or another round."""
+
+    code = "protocol"
+
+
+class RoundError(ConsiliumError):
+    """A round could not meet its quorum or its reconstruction threshold."""
+
+    code = "round"

@@ -1,0 +1,90 @@
+"""The configuration: one table, and nothing impossible gets past it."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import BY_NAME, KEYS, RunConfig, markdown_table, toml_table
+from common.errors import ConfigError
+from tests.conftest import ROOT
+
+RELIED_ON = [
+    "mode", "dataset", "data-path", "partition", "partition-alpha", "rounds", "local-epochs",
+    "batch-size", "learning-rate", "model", "model-width", "privacy", "epsilon", "delta",
+    "clipping-norm", "secagg", "num-shares", "reconstruction-threshold", "seed", "resume",
+]  # fmt: skip
+
+
+def test_defaults_are_a_valid_configuration() -> None:
+    assert RunConfig.parse({}).as_dict() == {key.name: key.default for key in KEYS}
+
+
+def test_names_that_later_work_relies_on_exist() -> None:
+    assert set(RELIED_ON) <= set(BY_NAME)
+
+
+def test_pyproject_holds_the_same_table() -> None:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert document["tool"]["flwr"]["app"]["config"] == tomllib.loads(toml_table())
+
+
+def test_readme_holds_the_same_table() -> None:
+    assert markdown_table() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"round": 5}, ["unknown", "round", "did you mean 'rounds'"]),
+        ({"rounds": "5"}, ["rounds", "type int"]),
+        ({"rounds": True}, ["rounds", "type int"]),
+        ({"rounds": 2.0}, ["rounds", "type int"]),
+        ({"rounds": 0}, ["rounds", "range"]),
+        ({"epsilon": float("nan")}, ["epsilon", "range"]),
+        ({"epsilon": 0.0}, ["epsilon", "> 0"]),
+        ({"secagg": "true"}, ["secagg", "bool"]),
+        ({"dataset": "bloodmnst"}, ["dataset", "did you mean 'bloodmnist'"]),
+        ({"dataset": "chestmnist"}, ["dataset"]),
+        ({"dataset": "npz"}, ["data-path", "empty"]),
+        ({"dataset": "synthetic", "data-path": "x.npz"}, ["data-path", "reads no path"]),
+        ({"model": "resnet9"}, ["batch norm", "privacy=none"]),
+        ({"reconstruction-threshold": 6}, ["exceeds num-shares"]),
+        ({"reconstruction-threshold": 3}, ["2/3", "4 or more"]),
+        ({"delta": 0.5}, ["delta", "published"]),
+        ({"mode": "vectors"}, ["not landed"]),
+        ({"privacy": "distributed"}, ["not landed"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_to_do(values: dict[str, object], names: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(values)
+    assert caught.value.what
+    assert caught.value.remedy
+    for name in names:
+        assert name in str(caught.value)
+
+
+def test_an_integer_is_taken_where_a_float_is_asked_for() -> None:
+    assert RunConfig.parse({"epsilon": 3}).epsilon == 3.0
+
+
+def test_resnet9_is_allowed_without_privacy() -> None:
+    assert RunConfig.parse({"model": "resnet9", "privacy": "none"}).model == "resnet9"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(BY_NAME)) | st.text(),
+        st.integers() | st.text() | st.floats() | st.booleans(),
+    )
+)
+def test_anything_at_all_is_either_valid_or_a_config_error(values: dict[str, object]) -> None:
+    try:
+        config = RunConfig.parse(values)
+    except ConfigError:
+        return
+    assert RunConfig.parse(config.as_dict()) == config

@@ -1,0 +1,26 @@
+"""What all tests share: a home of their own, and the real images where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own runs."""
+    monkeypatch.setenv("CONSILIUM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CONSILIUM_RUN", raising=False)
+
+
+@pytest.fixture
+def blood() -> Path:
+    """The real blood-cell images, rebuilt from PBC; skips where they are missing."""
+    path = DATA / "bloodmnist_rebuilt.npz"
+    if not path.exists():
+        pytest.skip("the real images (bloodmnist_rebuilt.npz) are not on this machine")
+    return path
