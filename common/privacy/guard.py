@@ -1,0 +1,111 @@
+"""What would break per-image clipping, found before the first step and refused.
+
+Each check is for a way in which a training run can look private and not be: the gradient of
+one image is no longer what is clipped, or it is not what Opacus computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+
+from common.errors import PrivacyError
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, K), labels (N,)) → scalar."""
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse batch norm, in-place modules, channels_last weights and what Opacus refuses."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise PrivacyError(
+                f"layer '{name}' is {type(module).__name__}: it mixes the images of a batch, so "
+                "that one image changes the gradients of the others",
+                "use group norm (model=dpresnet), or privacy=none",
+            )
+        if getattr(module, "inplace", False):
+            raise PrivacyError(
+                f"layer '{name}' ({type(module).__name__}) works in place: it overwrites the "
+                "activations from which per-image gradients are computed",
+                "build it with inplace=False",
+            )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_contiguous():
+            raise PrivacyError(
+                f"parameter '{name}' is not contiguous (channels_last?): Opacus computes wrong "
+                "per-image gradients for it, silently",
+                "call model.to(memory_format=torch.contiguous_format)",
+            )
+    errors = ModuleValidator.validate(model, strict=False)
+    if errors:
+        raise PrivacyError(
+            f"Opacus refuses the model: {errors[0]}", "use model=dpresnet, or privacy=none"
+        )
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse image tensors (N, C, H, W) in channels_last layout, and values that are not finite."""
+    if images.dim() == 4 and not images.is_contiguous():
+        raise PrivacyError(
+            "the image tensor is not contiguous (channels_last?): Opacus computes wrong "
+            "per-image gradients for it, silently",
+            "call images.contiguous()",
+        )
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise PrivacyError("the images hold NaN or infinity", "check the image files and decoding")
+
+
+def check_criterion(criterion: Criterion, num_classes: int) -> None:
+    """Refuse a loss in which one image's gradient depends on another image.
+
+    Tried on random logits: the gradient of each row must stay the same when the logits and the
+    label of another row change. A mean weighted by class fails (its divisor is the sum of the
+    batch's weights), as do contrastive losses.
+    """
+    gen = torch.Generator().manual_seed(0)  # a probe's inputs, no secret
+    logits = torch.randn(6, num_classes, generator=gen, dtype=torch.float64)
+    labels = torch.arange(6) % num_classes
+
+    def rows_but_first(z: Tensor, y: Tensor) -> Tensor:
+        z = z.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(criterion(z, y), z)
+        return gradient[1:]
+
+    before = rows_but_first(logits, labels)
+    for row in range(num_classes):
+        changed_logits, changed_labels = logits.clone(), labels.clone()
+        changed_logits[0] = 3.0 * torch.randn(num_classes, generator=gen, dtype=torch.float64)
+        changed_labels[0] = row
+        after = rows_but_first(changed_logits, changed_labels)
+        if not torch.allclose(before, after, rtol=1e-9, atol=1e-12):
+            raise PrivacyError(
+                "the loss couples images: the gradient of one changes with another",
+                "use a mean or sum of per-image losses, without class-weighted averaging",
+            )
+
+
+class ContiguityWatch:
+    """Raises at the first layer that is fed a channels_last activation, while installed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._handles = [
+            module.register_forward_pre_hook(self._check)
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d | nn.GroupNorm | nn.Linear)
+        ]
+
+    def _check(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not inputs[0].is_contiguous():
+            raise PrivacyError(
+                f"a {type(module).__name__} layer was fed a tensor that is not contiguous",
+                "keep every activation in NCHW (torch.contiguous_format)",
+            )
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
