@@ -1,0 +1,217 @@
+"""The records on the wire: each built and read in one place, versioned.
+
+Every message carries ``version``, the run and the round. A reader refuses another version or
+another run (:class:`~common.errors.ProtocolError`): nothing of an old run is ever taken for
+an answer to a new one. No record holds an image, a file name or a path.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.errors import ConsiliumError, ProtocolError
+
+VERSION = 1
+
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+T = TypeVar("T", int, float, str, bytes)
+
+
+def _field(config: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = config.get(key)
+    if type(value) is not kind:
+        raise ProtocolError(
+            f"a message's field '{key}' is missing or not of type {kind.__name__}",
+            "run the same version of consilium at the server and at every hospital",
+        )
+    return value
+
+
+def _head(record: RecordDict, name: str) -> Mapping[str, Any]:
+    head = record.config_records.get(name)
+    if head is None:
+        raise ProtocolError(
+            f"a message has no '{name}' record",
+            "run the same version of consilium at the server and at every hospital",
+        )
+    if head.get("version") != VERSION:
+        raise ProtocolError(
+            f"a message is of protocol version {head.get('version')!r}, not {VERSION}",
+            "run the same version of consilium at the server and at every hospital",
+        )
+    return head
+
+
+def check_run_id(run: str) -> str:
+    """``run`` if it is a proper run id (it names directories); ProtocolError otherwise."""
+    if not _RUN.fullmatch(run):
+        raise ProtocolError(
+            "a run id has characters other than letters, digits and dashes, or is too long",
+            "use the id that the server made, such as 20260101-120000-1a2b3c",
+        )
+    return run
+
+
+def check_name(name: str) -> str:
+    """``name`` if it is a proper hospital name; ProtocolError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise ProtocolError(
+            "a hospital's name has characters other than letters, digits, dot, dash, underscore",
+            "name hospitals like st-mary or hospital-03",
+        )
+    return name
+
+
+def arrays_to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays, in their order, as a Flower record."""
+    return ArrayRecord({k: Array(np.ascontiguousarray(v)) for k, v in arrays.items()})
+
+
+def record_to_arrays(record: RecordDict, name: str) -> dict[str, np.ndarray]:
+    """The arrays of one record; ProtocolError if there is none or one cannot be read."""
+    found = record.array_records.get(name)
+    if found is None:
+        raise ProtocolError(f"a message has no '{name}' arrays", "update the sender")
+    try:
+        return {k: v.numpy() for k, v in found.items()}
+    except (ValueError, TypeError, EOFError) as e:
+        raise ProtocolError(
+            f"the arrays '{name}' of a message cannot be decoded ({type(e).__name__})",
+            "send them again; if it recurs, update the sender",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a server asks of a hospital: train on, or evaluate, the model ``weights``."""
+
+    run: str
+    round: int
+    model_digest: bytes
+    """Digest of the :class:`common.model.ModelSpec` that the weights belong to."""
+    weights: Mapping[str, np.ndarray]
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        head = ConfigRecord(
+            {"version": VERSION, "run": self.run, "round": self.round, "model": self.model_digest}
+        )
+        return RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Job:
+        """Read and check; ProtocolError for anything malformed."""
+        head = _head(record, "job")
+        round_ = _field(head, "round", int)
+        if round_ < 0:
+            raise ProtocolError("a message's round is negative", "update the sender")
+        return cls(
+            run=check_run_id(_field(head, "run", str)),
+            round=round_,
+            model_digest=_field(head, "model", bytes),
+            weights=record_to_arrays(record, "weights"),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a hospital answers: its update (when it trained) and its figures.
+
+    ``metrics`` are sums, so that they can be added up over hospitals: ``examples``,
+    ``train-loss-sum``, ``val-examples``, ``val-loss-sum``, ``val-correct``.
+    """
+
+    run: str
+    round: int
+    hospital: str
+    metrics: Mapping[str, float]
+    update: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        head = ConfigRecord(
+            {"version": VERSION, "run": self.run, "round": self.round, "hospital": self.hospital}
+        )
+        record = RecordDict({"report": head, "metrics": MetricRecord(dict(self.metrics))})
+        if self.update:
+            record["update"] = arrays_to_record(self.update)
+        return record
+
+    @classmethod
+    def from_record(cls, record: RecordDict, *, run: str, round: int) -> Report:
+        """Read and check against the run and round that were asked; ProtocolError otherwise."""
+        head = _head(record, "report")
+        if head.get("run") != run or head.get("round") != round:
+            raise ProtocolError(
+                f"an answer belongs to run {head.get('run')!r}, round {head.get('round')!r}, "
+                f"not to run {run!r}, round {round}",
+                "nothing: it is an answer that came too late, and was not used",
+            )
+        metrics: dict[str, float] = {}
+        for key, value in record.metric_records.get("metrics", MetricRecord()).items():
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise ProtocolError(f"metric '{key}' is not a finite number", "update the sender")
+            metrics[key] = float(value)
+        return cls(
+            run=run,
+            round=round,
+            hospital=check_name(_field(head, "hospital", str)),
+            metrics=metrics,
+            update=record_to_arrays(record, "update") if "update" in record.array_records else {},
+        )
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A hospital's answer to "who are you": its name, nothing else."""
+
+    hospital: str
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        return RecordDict(
+            {"greeting": ConfigRecord({"version": VERSION, "hospital": self.hospital})}
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Greeting:
+        """Read and check; ProtocolError for anything malformed."""
+        return cls(check_name(_field(_head(record, "greeting"), "hospital", str)))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A hospital will not or cannot: a code, and an id under which its own log has the details."""
+
+    code: str
+    correlation_id: str
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        head = ConfigRecord(
+            {"version": VERSION, "code": self.code, "correlation-id": self.correlation_id}
+        )
+        return RecordDict({"refusal": head})
+
+    @classmethod
+    def of(cls, error: BaseException) -> Refusal:
+        """The refusal that tells a server no more of ``error`` than its code."""
+        code = error.code if isinstance(error, ConsiliumError) else "internal"
+        return cls(code, secrets.token_hex(4))
+
+    @classmethod
+    def in_record(cls, record: RecordDict) -> Refusal | None:
+        """The refusal in an answer, or None if it is none."""
+        if "refusal" not in record.config_records:
+            return None
+        head = _head(record, "refusal")
+        return cls(_field(head, "code", str)[:64], _field(head, "correlation-id", str)[:64])

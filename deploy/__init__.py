@@ -1,0 +1,1 @@
+"""The `consilium` command, and the ways to bring server and hospitals together."""

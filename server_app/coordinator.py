@@ -1,0 +1,148 @@
+"""A run from preparation to report: data and model, the strategy, the summary."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from common.config import RunConfig
+from common.datasets import Dataset, load_cached
+from common.errors import ConsiliumError
+from common.files import read_json
+from common.model import ModelSpec
+from common.simulation import partition_table
+from server_app.directory import Directory
+from server_app.evaluation import Evaluator
+from server_app.fedavg import FedAvg
+from server_app.progress import Progress
+from server_app.report import write_report
+from server_app.run_store import RunStore, versions
+
+CONNECT_TIMEOUT = 600.0
+"""Seconds that simulated hospitals have to appear: the first process is slow to start."""
+
+
+@dataclass
+class Coordinator:
+    """Everything that one run needs at the server."""
+
+    config: RunConfig
+    dataset: Dataset
+    directory: Directory
+    store: RunStore
+    progress: Progress
+    fedavg: FedAvg
+    num_hospitals: int
+
+    @classmethod
+    def prepare(cls, grid: Grid, config: RunConfig) -> Coordinator:
+        """Load the data, divide it, open the run's directory; nothing is asked of a hospital.
+
+        In simulation the coordinator reads the same data set as the hospitals: its test split
+        is the central test set, and the table of who holds what is drawn up here, not asked.
+        """
+        progress = Progress(config.rounds)
+        dataset = load_cached(config.dataset, config.data_path, image_size=config.image_size)
+        hospitals = len(list(grid.get_node_ids()))
+        table = partition_table(dataset, config, hospitals)
+        if config.resume:
+            store = RunStore.resume(config.resume, config.as_dict())
+        else:
+            store = RunStore.create(config.as_dict())
+        store.save_partition(table)
+        progress.say(f"run {store.run}")
+        progress.say(f"data: {dataset.source}")
+        progress.partition(table)
+        spec = ModelSpec(
+            model=config.model,
+            width=config.model_width,
+            num_classes=dataset.num_classes,
+            channels=dataset.channels,
+        )
+        evaluator = Evaluator(spec, dataset.test, dataset.class_names, threads=config.threads)
+        directory = Directory(grid)
+        fedavg = FedAvg(grid, config, directory, spec, store, progress, evaluator)
+        return cls(config, dataset, directory, store, progress, fedavg, hospitals)
+
+    def train(self) -> None:
+        """Wait for the hospitals, then all rounds."""
+        self.directory.wait_for(self.num_hospitals, timeout=CONNECT_TIMEOUT)
+        self.fedavg.run()
+
+    def conclude(self, reason: str | None, seconds: float) -> dict[str, Any]:
+        """Write summary and report, of a failed run too; returns the summary."""
+        summary = self._summary(reason, seconds)
+        self.store.finish(summary)
+        self.progress.summary(summary, self.store.directory)
+        try:
+            write_report(self.store.directory)
+        except Exception as error:
+            # The figures are safe in the summary: a report that fails must not undo a good run.
+            self.progress.say(f"the report could not be written: {type(error).__name__}: {error}")
+            if reason is None and not isinstance(error, ConsiliumError):
+                raise
+        sys.stdout.flush()
+        return summary
+
+    def _summary(self, reason: str | None, seconds: float) -> dict[str, Any]:
+        records = self.store.records
+        best = self.store.best_round()
+        test: Mapping[str, Any] = next(
+            (r["test"] for r in records if r["round"] == best and r["test"]), {}
+        )
+        spent = self._spent()
+        disagreeing = sorted(name for name, e in spent.items() if not e["agree"])
+        if disagreeing:
+            warnings.warn(
+                f"the accountants differ by more than 2 % for {', '.join(disagreeing)}: "
+                "the larger figure is shown, and neither should be relied on",
+                stacklevel=2,
+            )
+        before = self._earlier_seconds()
+        return {
+            "run": self.store.run,
+            "status": "completed" if reason is None else "failed",
+            "reason": reason,
+            "rounds": self.store.last_round() or 0,
+            "failed_rounds": [r["round"] for r in records if r["status"] != "ok"],
+            "best_round": best,
+            "hospitals": self.num_hospitals,
+            "test_accuracy": test.get("accuracy"),
+            "test_macro_f1": test.get("macro_f1"),
+            "test_macro_auc": test.get("macro_auc"),
+            "privacy": self.config.privacy,
+            "epsilon": max((e["epsilon"] for e in spent.values()), default=None),
+            "epsilon_by_hospital": spent,
+            "accountants_agree": not disagreeing if spent else None,
+            "delta": self.config.delta if self.config.privacy != "none" else None,
+            "secagg": self.config.secagg,
+            "source": self.dataset.source,
+            "source_sha256": self.dataset.sha256,
+            "versions": versions(),
+            "wall_seconds": round(seconds + before, 3),
+        }
+
+    def _spent(self) -> dict[str, dict[str, Any]]:
+        """Each hospital's ε so far, from the latest round in which it reported one."""
+        from common.privacy import Epsilon
+
+        latest: dict[str, dict[str, Any]] = {}
+        for record in self.store.records:
+            for name, e in (record.get("epsilon_by_hospital") or {}).items():
+                agree = Epsilon(e["prv"], e["pld"]).agree
+                latest[name] = {**e, "agree": agree}
+        return dict(sorted(latest.items()))
+
+    def _earlier_seconds(self) -> float:
+        """Wall time that earlier parts of a resumed run took."""
+        if not self.config.resume:
+            return 0.0
+        try:
+            return float(read_json(self.store.directory / "summary.json")["wall_seconds"])
+        except (ConsiliumError, KeyError, TypeError):
+            return 0.0

@@ -1,0 +1,79 @@
+"""Which hospitals are there: node id → name, asked once for each node that appears."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import RoundError
+from common.messages import Greeting
+from server_app.exchange import Absence, ask
+
+
+class Directory:
+    """The hospitals that have told their name. A name belongs to the first node that claims it.
+
+    Names are not yet authenticated here: in a real federation node keys and the roster do that.
+    """
+
+    def __init__(self, grid: Grid, *, timeout: float = 600.0) -> None:
+        self._grid = grid
+        self._timeout = timeout
+        self._names: dict[int, str] = {}
+
+    def refresh(self) -> list[Absence]:
+        """Greet nodes that are new; returns those that gave no usable name."""
+        nodes = sorted(self._grid.get_node_ids())
+        self._names = {n: self._names[n] for n in nodes if n in self._names}
+        new = {f"node {n}": (n, RecordDict()) for n in nodes if n not in self._names}
+        answers = ask(
+            self._grid, new, message_type="query.greet", stage="greet", timeout=self._timeout
+        )
+        absent = answers.absent
+        for label, record in sorted(answers.by_hospital.items()):
+            name = Greeting.from_record(record).hospital
+            if name in self._names.values():
+                absent.append(Absence(label, "greet", f"claims the name '{name}', which is taken"))
+            else:
+                self._names[new[label][0]] = name
+        return absent
+
+    def wait_for(self, hospitals: int, *, timeout: float, pause: float = 1.0) -> None:
+        """Refresh until ``hospitals`` are there; RoundError says how many were, and who was not."""
+        deadline = time.monotonic() + timeout
+        while True:
+            absent = self.refresh()
+            if len(self._names) >= hospitals:
+                return
+            if time.monotonic() >= deadline:
+                who = (
+                    "; ".join(f"{a.hospital}: {a.reason}" for a in absent) or "no others connected"
+                )
+                raise RoundError(
+                    f"{len(self._names)} hospitals are there, {hospitals} are needed ({who})",
+                    "start the missing hospitals' nodes and read their logs",
+                )
+            time.sleep(pause)
+
+    @property
+    def hospitals(self) -> dict[str, int]:
+        """Name → node id, in the order of the names."""
+        return {name: node for node, name in sorted(self._names.items(), key=lambda kv: kv[1])}
+
+    def sample(self, fraction: float, *, seed: Sequence[int]) -> dict[str, int]:
+        """``fraction`` of the hospitals, at least one, drawn by ``seed`` from the sorted names.
+
+        By names, not by node ids, so that equal seeds draw the same hospitals in every run.
+        """
+        everyone = self.hospitals
+        names = list(everyone)
+        count = max(1, math.ceil(fraction * len(names) - 1e-9)) if names else 0
+        if count < len(names):
+            rng = np.random.default_rng(list(seed))  # who is asked is no secret
+            names = sorted(rng.choice(names, size=count, replace=False).tolist())
+        return {name: everyone[name] for name in names}

@@ -1,0 +1,118 @@
+"""Ask many hospitals, collect what they answer until a deadline. No sleep of seconds.
+
+``Grid.send_and_receive`` polls every 3 s; short protocol stages would spend their time
+asleep. This loop polls quickly at first and backs off while hospitals train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import ConsiliumError
+from common.messages import Refusal
+
+FIRST_WAIT = 0.02
+LONGEST_WAIT = 0.5
+"""Seconds between polls, at first and at most."""
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why one hospital gave nothing at one stage."""
+
+    hospital: str
+    stage: str
+    reason: str
+
+    def as_dict(self) -> dict[str, str]:
+        """JSON-ready."""
+        return {"hospital": self.hospital, "stage": self.stage, "reason": self.reason}
+
+
+@dataclass
+class Answers:
+    """One stage's answers by hospital name, and who gave none and why."""
+
+    by_hospital: dict[str, RecordDict] = field(default_factory=dict)
+    absent: list[Absence] = field(default_factory=list)
+
+
+def ask(
+    grid: Grid,
+    questions: Mapping[str, tuple[int, RecordDict]],
+    *,
+    message_type: str,
+    stage: str,
+    timeout: float,
+    on_answer: Callable[[str, RecordDict], None] | None = None,
+) -> Answers:
+    """Send each hospital (name → node id, content) its question; wait up to ``timeout`` s.
+
+    Every hospital asked is either in the answers or among the absent, with the reason: an
+    error of its node, a refusal (code and correlation id), or no answer in time. A second
+    answer to one question is ignored. ``on_answer`` may take an answer as it comes (it is then
+    not kept); a ConsiliumError that it raises makes the hospital absent with that reason.
+    """
+    answers = Answers()
+    pending: dict[str, str] = {}  # message id → hospital
+    messages = [
+        Message(content, node, message_type, group_id=stage, ttl=timeout + 60.0)
+        for node, content in questions.values()
+    ]
+    ids = list(grid.push_messages(messages)) if messages else []
+    for name, message_id in zip(questions, ids, strict=True):
+        if message_id:
+            pending[message_id] = name
+        else:
+            answers.absent.append(Absence(name, stage, "its node is not connected"))
+    deadline = time.monotonic() + timeout
+    wait = FIRST_WAIT
+    while pending:
+        came = list(grid.pull_messages(list(pending)))
+        for reply in came:
+            name_or_none = pending.pop(reply.metadata.reply_to_message_id, None)
+            if name_or_none is None:
+                continue
+            _take(reply, name_or_none, stage, answers, on_answer)
+        if not pending:
+            break
+        if time.monotonic() >= deadline:
+            answers.absent += [
+                Absence(name, stage, f"no answer within {timeout:g} s") for name in pending.values()
+            ]
+            break
+        wait = FIRST_WAIT if came else min(wait * 1.5, LONGEST_WAIT)
+        time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+    answers.absent.sort(key=lambda a: a.hospital)
+    return answers
+
+
+def _take(
+    reply: Message,
+    name: str,
+    stage: str,
+    answers: Answers,
+    on_answer: Callable[[str, RecordDict], None] | None,
+) -> None:
+    if reply.has_error():
+        # The node's own text may quote its paths: only the code is repeated.
+        answers.absent.append(
+            Absence(name, stage, f"its node failed (Flower error {reply.error.code})")
+        )
+        return
+    try:
+        refusal = Refusal.in_record(reply.content)
+        if refusal is not None:
+            reason = f"refused: {refusal.code} (id {refusal.correlation_id} in its log)"
+            answers.absent.append(Absence(name, stage, reason))
+        elif on_answer is not None:
+            on_answer(name, reply.content)
+        else:
+            answers.by_hospital[name] = reply.content
+    except ConsiliumError as error:
+        answers.absent.append(Absence(name, stage, error.what))

@@ -1,0 +1,136 @@
+"""One round's aggregation in the clear: ask hospitals to train, average what they return.
+
+FedAvg (McMahan et al. 2017) on updates: Σ nᵢ(θᵢ − θ) / Σ nᵢ. The secure variant gives the same
+:class:`Outcome` from sums alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError
+from common.messages import Job, Report
+from common.model import Weights, check_weights
+from server_app.exchange import Absence, ask
+
+
+@dataclass
+class Outcome:
+    """What a round brought: the mean update, sums of the figures, who was there and who not."""
+
+    expected: list[str]
+    contributed: list[str] = field(default_factory=list)
+    absent: list[Absence] = field(default_factory=list)
+    mean_update: Weights | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    epsilon: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Hospital → both accountants' ε, where hospitals report it in the clear."""
+
+    def missing(self, quorum: float) -> str | None:
+        """Why the quorum is not met, or None if it is."""
+        if self.contributed and len(self.contributed) >= quorum * len(self.expected) - 1e-9:
+            return None
+        return (
+            f"{len(self.contributed)} of {len(self.expected)} hospitals contributed, "
+            f"fewer than the quorum of {quorum:.0%}"
+        )
+
+    def validation(self) -> dict[str, float] | None:
+        """Mean loss and accuracy over the hospitals' validation images."""
+        n = self.sums.get("val-examples", 0.0)
+        if n <= 0:
+            return None
+        return {
+            "accuracy": self.sums["val-correct"] / n,
+            "loss": self.sums["val-loss-sum"] / n,
+            "examples": int(n),
+        }
+
+    def training(self) -> dict[str, float] | None:
+        """Mean loss over the hospitals' training images."""
+        n = self.sums.get("examples", 0.0)
+        return {"loss": self.sums["train-loss-sum"] / n, "examples": int(n)} if n > 0 else None
+
+    def participation(self) -> dict[str, Any]:
+        """Who was expected, who contributed, who dropped, where and why; JSON-ready."""
+        return {
+            "expected": self.expected,
+            "contributed": self.contributed,
+            "dropped": [a.as_dict() for a in self.absent],
+        }
+
+
+def plain_round(
+    grid: Grid,
+    cohort: Mapping[str, int],
+    job: Job,
+    *,
+    train: bool,
+    timeout: float,
+) -> Outcome:
+    """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; average in the clear.
+
+    The server sees each hospital's update and figures: without differential privacy that is
+    next to seeing its images. A report that is malformed, of another round, or whose update
+    does not fit the model makes its hospital absent, with the reason.
+    """
+    shapes = {name: tuple(array.shape) for name, array in job.weights.items()}
+    reports: dict[str, Report] = {}
+
+    def take(name: str, content: RecordDict) -> None:
+        report = Report.from_record(content, run=job.run, round=job.round)
+        if report.hospital != name:
+            raise ProtocolError(f"it answers as '{report.hospital}'", "update its node")
+        if train:
+            check_weights(shapes, report.update)
+            if report.metrics.get("examples", 0.0) <= 0:
+                raise ProtocolError("it reports no training images", "update its node")
+        reports[name] = report
+
+    content = job.to_record()
+    answers = ask(
+        grid,
+        {name: (node, content) for name, node in cohort.items()},
+        message_type="train" if train else "evaluate",
+        stage="train" if train else "validate",
+        timeout=timeout,
+        on_answer=take,
+    )
+    # In the order of the names: sums of floats depend on it, and results must not on arrival.
+    ordered = [reports[name] for name in sorted(reports)]
+    outcome = Outcome(sorted(cohort), [r.hospital for r in ordered], answers.absent)
+    for report in ordered:
+        for key, value in report.metrics.items():
+            if not key.startswith("epsilon"):
+                outcome.sums[key] = outcome.sums.get(key, 0.0) + value
+        if "epsilon-prv" in report.metrics and "epsilon-pld" in report.metrics:
+            prv, pld = report.metrics["epsilon-prv"], report.metrics["epsilon-pld"]
+            outcome.epsilon[report.hospital] = {"epsilon": max(prv, pld), "prv": prv, "pld": pld}
+    if train and ordered:
+        outcome.mean_update = _weighted_mean(ordered, outcome.sums["examples"])
+    return outcome
+
+
+def _weighted_mean(reports: list[Report], total: float) -> Weights:
+    mean: dict[str, np.ndarray] = {}
+    for report in reports:
+        for name, array in report.update.items():
+            term = array.astype(np.float64) * (report.metrics["examples"] / total)
+            mean[name] = mean[name] + term if name in mean else term
+    return mean
+
+
+def add_update(weights: Mapping[str, np.ndarray], update: Mapping[str, np.ndarray]) -> Weights:
+    """θ + Δ in float64, back in each entry's own dtype (counters of batch norm are rounded)."""
+    moved = {}
+    for name, array in weights.items():
+        value = array.astype(np.float64) + update[name]
+        whole = np.issubdtype(array.dtype, np.integer)
+        moved[name] = (np.rint(value) if whole else value).astype(array.dtype)
+    return moved
