@@ -12,7 +12,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from common.messages import Greeting, Job, Refusal
+from common.messages import Envelope, Greeting, Job, Refusal
 
 log = logging.getLogger("consilium.hospital")
 
@@ -40,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
         from client_app.work import train_job
 
         hospital = Hospital.from_context(context)
-        return train_job(Job.from_record(message.content), hospital).to_record()
+        return train_job(Job.from_record(message.content), hospital, context)
 
     return _guarded(message, answer)
 
@@ -54,9 +54,45 @@ def evaluate(message: Message, context: Context) -> Message:
         from client_app.work import evaluate_job
 
         hospital = Hospital.from_context(context)
-        return evaluate_job(Job.from_record(message.content), hospital).to_record()
+        return evaluate_job(Job.from_record(message.content), hospital, context)
 
     return _guarded(message, answer)
+
+
+@app.query("share")
+def share(message: Message, context: Context) -> Message:
+    """Secure aggregation: share this round's secrets with the neighbours."""
+    return _stage("share", message, context)
+
+
+@app.query("masked")
+def masked(message: Message, context: Context) -> Message:
+    """Secure aggregation: hand over the vector, masked."""
+    return _stage("masked", message, context)
+
+
+@app.query("consistency")
+def consistency(message: Message, context: Context) -> Message:
+    """Secure aggregation: sign who survived."""
+    return _stage("consistency", message, context)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Secure aggregation: reveal one share for each neighbour, once."""
+    return _stage("unmask", message, context)
+
+
+def _stage(stage: str, message: Message, context: Context) -> Message:
+    def reply() -> RecordDict:
+        from client_app import secagg
+        from client_app.hospital import Hospital
+
+        payload = Envelope.from_record(message.content).payload
+        hospital = Hospital.from_context(context)
+        return Envelope(secagg.answer(stage, payload, context, hospital)).to_record()
+
+    return _guarded(message, reply)
 
 
 def _guarded(message: Message, answer: Callable[[], RecordDict]) -> Message:

@@ -1,43 +1,24 @@
-"""One hospital: its name, its directory, its images. Found from the node, never from the server.
+"""One hospital: its name, its directory, its policy. Found from the node, never from the server.
 
 In simulation Flower gives each node a ``partition-id``: the hospital is that share of the
 run's data set. A node of a real hospital has its own configuration (coming).
+
+No torch here: the short stages of secure aggregation must not pay for importing it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from flwr.app import Context
-from torch import Tensor
 
+from client_app.policy import HospitalPolicy
 from common.config import RunConfig
-from common.datasets import load_cached
 from common.errors import ConfigError
 from common.files import consilium_home
-from common.model import ModelSpec
 from common.partition import hospital_name
-from common.simulation import hospital_splits
-from common.training import to_tensor
-
-
-@dataclass(frozen=True, eq=False)
-class HospitalData:
-    """A hospital's images as the trainer wants them: (N, C, H, W) float32, labels (N,) int64."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    val_images: Tensor
-    val_labels: Tensor
-    num_classes: int
-
-    @property
-    def channels(self) -> int:
-        """1 for grey, 3 for colour."""
-        return int(self.train_images.shape[1])
+from common.simulation import simulation_home
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +31,7 @@ class Hospital:
     config: RunConfig
     partition_id: int
     num_partitions: int
+    policy: HospitalPolicy = field(default_factory=HospitalPolicy.for_simulation)
 
     @classmethod
     def from_context(cls, context: Context) -> Hospital:
@@ -64,23 +46,11 @@ class Hospital:
         partition_id = int(node["partition-id"])
         return cls(
             name=hospital_name(partition_id),
-            home=consilium_home() / "simulation",
+            home=simulation_home(),
             config=RunConfig.parse(context.run_config),
             partition_id=partition_id,
             num_partitions=int(node["num-partitions"]),
-        )
-
-    def data(self) -> HospitalData:
-        """The hospital's own images; DataError or PartitionError if they are unusable."""
-        return _data(self.config, self.partition_id, self.num_partitions)
-
-    def model_spec(self, data: HospitalData) -> ModelSpec:
-        """The model that this hospital would train on its data."""
-        return ModelSpec(
-            model=self.config.model,
-            width=self.config.model_width,
-            num_classes=data.num_classes,
-            channels=data.channels,
+            policy=_policy(node.get("policy")),
         )
 
     def run_directory(self, run: str) -> Path:
@@ -88,15 +58,12 @@ class Hospital:
         return self.home / run / self.name
 
 
-# A simulation process plays many hospitals in turn: each keeps its tensors.
-@lru_cache(maxsize=32)
-def _data(config: RunConfig, partition_id: int, num_partitions: int) -> HospitalData:
-    dataset = load_cached(config.dataset, config.data_path, image_size=config.image_size)
-    train, val = hospital_splits(dataset, config, num_partitions)[partition_id]
-    return HospitalData(
-        train_images=to_tensor(train.images),
-        train_labels=torch.from_numpy(train.labels),
-        val_images=to_tensor(val.images),
-        val_labels=torch.from_numpy(val.labels),
-        num_classes=dataset.num_classes,
-    )
+def _policy(path: object) -> HospitalPolicy:
+    """The node's policy file; where it names none, ``policy.toml`` in consilium's home.
+
+    A simulation without either has no limits of its own.
+    """
+    if path is not None:
+        return HospitalPolicy.load(Path(str(path)))
+    default = consilium_home() / "policy.toml"
+    return HospitalPolicy.load(default) if default.exists() else HospitalPolicy.for_simulation()

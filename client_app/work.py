@@ -5,19 +5,25 @@ Imported only when a hospital trains or evaluates, since it needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from flwr.app import Context, RecordDict
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from client_app.hospital import Hospital, HospitalData
+from client_app import secagg
+from client_app.data import HospitalData, data_of, model_spec
+from client_app.hospital import Hospital
+from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
 from common.config import RunConfig
 from common.errors import ConfigError, PrivacyError
 from common.files import atomic_write
-from common.messages import Job, Report
-from common.model import build, weights_digest
+from common.messages import Envelope, Job, Report
+from common.model import ModelSpec, build, weights_digest
 from common.privacy.plan import PrivacyPlan
+from common.secagg import RoundBinding
 from common.training import (
     EvalResult,
     PrivateStep,
@@ -28,44 +34,91 @@ from common.training import (
 )
 
 
-def train_job(job: Job, hospital: Hospital) -> Report:
+def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images, then train it.
 
     With privacy on, the round is charged before it trains, and the update is kept: the same
     request again (a lost reply, a resumed run) gets the same update and costs nothing more.
+
+    Under secure aggregation the answer holds this round's public keys only; update and figures
+    stay at the node, to be masked. PolicyRefusal if the request would bypass it.
     """
-    data = hospital.data()
-    validation = _validate(job, hospital, data)
-    own = hospital.run_directory(job.run)
-    if hospital.config.privacy == "none":
-        update, loss, examples = _train(job, hospital, data, None)
-        spent: dict[str, float] = {}
-    else:
-        question = f"{job.round}:{weights_digest(job.weights)}"
-        kept = _kept_update(own, question)
-        if kept is None:
-            plan = charge(own / "privacy.json", hospital.config, len(data.train_labels))
-            update, loss, examples = _train(job, hospital, data, plan)
-            _keep_update(own, question, update, loss)
-        else:
-            update, loss = kept
-            examples = len(data.train_labels)
-            plan = PrivacyPlan.load(own / "privacy.json")
-        epsilon = plan.spent()
-        spent = {"epsilon-prv": epsilon.prv, "epsilon-pld": epsilon.pld}
-    metrics = {
-        "examples": float(examples),
-        "train-loss-sum": loss * examples,
-        **_sums(validation),
-        **spent,
+    data = data_of(hospital)
+    spec = _checked_spec(job, hospital, data)
+    binding = _binding(job, hospital, context, TRAIN)
+    validation = _validate(job, hospital, data, spec)
+    update, loss = _update(job, hospital, data, spec)
+    examples = len(data.train_labels)
+    if binding is None:
+        metrics = {"examples": float(examples), "train-loss-sum": loss * examples}
+        metrics |= _sums(validation)
+        return Report(job.run, job.round, hospital.name, metrics, update).to_record()
+    values = {
+        "update": flatten({name: update[name] for name in job.weights}),
+        "train-loss-sum": np.array([loss * examples]),
+        **_segments(validation),
     }
-    return Report(job.run, job.round, hospital.name, metrics, update)
+    return _keys(job, hospital, context, binding, values, weight=examples)
 
 
-def evaluate_job(job: Job, hospital: Hospital) -> Report:
+def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images; nothing is trained."""
-    validation = _validate(job, hospital, hospital.data())
-    return Report(job.run, job.round, hospital.name, _sums(validation))
+    data = data_of(hospital)
+    spec = _checked_spec(job, hospital, data)
+    binding = _binding(job, hospital, context, VALIDATE)
+    validation = _validate(job, hospital, data, spec)
+    if binding is None:
+        return Report(job.run, job.round, hospital.name, _sums(validation)).to_record()
+    return _keys(job, hospital, context, binding, _segments(validation), weight=1)
+
+
+def _binding(job: Job, hospital: Hospital, context: Context, purpose: str) -> RoundBinding | None:
+    """The invitation, checked before any work; None if the request, rightly, has none."""
+    secagg.wipe(context)  # whatever was left of an earlier round
+    if not job.invitation:
+        hospital.policy.check_plain(hospital.config.secagg)
+        return None
+    length = flat_length(job.weights)
+    return secagg.check_invitation(
+        job.invitation, hospital, run=job.run, round=job.round, purpose=purpose, length=length
+    )
+
+
+def _keys(
+    job: Job,
+    hospital: Hospital,
+    context: Context,
+    binding: RoundBinding,
+    values: Mapping[str, np.ndarray],
+    *,
+    weight: int,
+) -> RecordDict:
+    message = secagg.advertise(
+        context,
+        hospital,
+        binding,
+        values,
+        weight=weight,
+        model_hash=bytes.fromhex(weights_digest(job.weights)),
+    )
+    return Envelope(message).to_record()
+
+
+def _update(
+    job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec
+) -> tuple[dict[str, np.ndarray], float]:
+    """(update, mean training loss): trained now, or kept from the same request before."""
+    if hospital.config.privacy == "none":
+        return _train(job, hospital, data, spec, None)
+    own = hospital.run_directory(job.run)
+    question = f"{job.round}:{weights_digest(job.weights)}"
+    kept = _kept_update(own, question)
+    if kept is not None:
+        return kept
+    plan = charge(own / "privacy.json", hospital.config, len(data.train_labels))
+    update, loss = _train(job, hospital, data, spec, plan)
+    _keep_update(own, question, update, loss)
+    return update, loss
 
 
 def charge(path: Path, config: RunConfig, images: int) -> PrivacyPlan:
@@ -96,21 +149,25 @@ def charge(path: Path, config: RunConfig, images: int) -> PrivacyPlan:
     return plan
 
 
-def _validate(job: Job, hospital: Hospital, data: HospitalData) -> EvalResult:
-    spec = hospital.model_spec(data)
+def _checked_spec(job: Job, hospital: Hospital, data: HospitalData) -> ModelSpec:
+    spec = model_spec(hospital.config, data)
     if spec.digest() != job.model_digest:
         raise ConfigError(
             f"the server's model is not the one for this hospital's data ({spec})",
             "use the same model, width, classes and colour channels everywhere",
         )
+    return spec
+
+
+def _validate(job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec) -> EvalResult:
     return evaluate(
         build(spec), job.weights, data.val_images, data.val_labels, threads=hospital.config.threads
     )
 
 
 def _train(
-    job: Job, hospital: Hospital, data: HospitalData, plan: PrivacyPlan | None
-) -> tuple[dict[str, np.ndarray], float, int]:
+    job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec, plan: PrivacyPlan | None
+) -> tuple[dict[str, np.ndarray], float]:
     c = hospital.config
     privacy = None
     if plan is not None:
@@ -126,18 +183,24 @@ def _train(
         privacy=privacy,
     )
     # Another order of batches for each hospital and round, the same for the same seed.
-    seed = int(
-        np.random.SeedSequence([c.seed, job.round, hospital.partition_id]).generate_state(1)[0]
-    )
+    parts = np.random.SeedSequence([c.seed, job.round, hospital.partition_id])
     result = train(
-        build(hospital.model_spec(data)),
+        build(spec),
         job.weights,
         data.train_images,
         data.train_labels,
         settings,
-        seed=seed,
+        seed=int(parts.generate_state(1)[0]),
     )
-    return result.update, result.loss, result.examples
+    return result.update, result.loss
+
+
+def _segments(result: EvalResult) -> dict[str, np.ndarray]:
+    return {
+        "val-examples": np.array([result.examples]),
+        "val-correct": np.array([result.correct]),
+        "val-loss-sum": np.array([result.loss_sum]),
+    }
 
 
 def _sums(result: EvalResult) -> dict[str, float]:

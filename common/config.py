@@ -118,6 +118,8 @@ class RunConfig:
     dataset: str
     data_path: str
     image_size: int
+    crop: int
+    synthetic_size: int
     partition: str
     partition_alpha: float
     partition_min_size: int
@@ -138,6 +140,13 @@ class RunConfig:
     secagg: bool
     num_shares: int
     reconstruction_threshold: int
+    min_cohort: int
+    ring_bits: int
+    update_range: float
+    max_examples: int
+    stage_timeout: float
+    roster: str
+    coordinator_key: str
     threads: int
     seed: int
     resume: str
@@ -179,7 +188,13 @@ KEYS: tuple[Key, ...] = (
     Key(name="data-path", default="",
         meaning="the file or folder for dataset npz or folder"),
     Key(name="image-size", default=28, low=16, high=512,
-        meaning="side in pixels to which folder and synthetic pictures are brought"),
+        meaning="side in pixels: folder and synthetic pictures are brought to it, an npz file must "
+        "have it, MedMNIST comes in 28, 64, 128 and 224"),
+    Key(name="crop", default=0, low=0, high=10_000,
+        meaning="folder: side in pixels of the centre that is cut out before resizing (0: the "
+        "whole square; raw PBC pictures: 200)"),
+    Key(name="synthetic-size", default=6000, low=200, high=1_000_000,
+        meaning="synthetic: number of images, train, val and test together"),
     Key(name="partition", default="size-skew", choices=("iid", "size-skew", "dirichlet"),
         meaning="how simulated hospitals share one data set: iid; size-skew (the paper's: slices, "
         "up to half moved between pairs); dirichlet (label skew)"),
@@ -218,12 +233,28 @@ KEYS: tuple[Key, ...] = (
         meaning="δ of the whole training; should be below 1 / images of a hospital"),
     Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
         meaning="largest L2 norm of one image's gradient"),
-    Key(name="secagg", default=False,
-        meaning="secure aggregation: the server sees only sums (coming)"),
-    Key(name="num-shares", default=5, low=2, high=1000,
-        meaning="holders of each hospital's secret shares, itself included"),
-    Key(name="reconstruction-threshold", default=4, low=2, high=1000,
+    Key(name="secagg", default=True,
+        meaning="secure aggregation: the server sees only sums over the hospitals"),
+    Key(name="num-shares", default=5, low=3, high=101,
+        meaning="holders of each hospital's secret shares, itself included; odd, or no fewer "
+        "than the hospitals asked"),
+    Key(name="reconstruction-threshold", default=4, low=3, high=101,
         meaning="shares that reconstruct a secret; more than 2/3 of num-shares"),
+    Key(name="min-cohort", default=4, low=3, high=4096,
+        meaning="fewest hospitals whose sum may be revealed; at least the threshold"),
+    Key(name="ring-bits", default=32, low=16, high=64,
+        meaning="sums are taken modulo 2^ring-bits: 16, 24, 32, ... 64"),
+    Key(name="update-range", default=1.0, low=0.0, low_open=True, high=1e6,
+        meaning="largest change of one weight in a round; beyond it is clipped, and the "
+        "hospital's log says how often"),
+    Key(name="max-examples", default=16_384, low=1, high=1_000_000_000,
+        meaning="most images a hospital may hold under secure aggregation"),
+    Key(name="stage-timeout", default=60.0, low=0.0, low_open=True, high=86_400.0,
+        meaning="seconds for each stage of secure aggregation after training"),
+    Key(name="roster", default="",
+        meaning="coordinator: path of the signed roster; empty: hospitals are not authenticated"),
+    Key(name="coordinator-key", default="",
+        meaning="coordinator: its public key (base64), under which the roster is signed"),
     Key(name="threads", default=1, low=1, high=256,
         meaning="CPU threads of one simulated hospital's training"),
     Key(name="seed", default=0, low=0, high=2**31 - 1,
@@ -282,6 +313,24 @@ def _threshold(c: RunConfig) -> None:
         )
 
 
+def _cohort(c: RunConfig) -> None:
+    if c.min_cohort < c.reconstruction_threshold:
+        raise ConfigError(
+            f"min-cohort {c.min_cohort} is below the reconstruction-threshold "
+            f"{c.reconstruction_threshold}: such a cohort could never be unmasked",
+            f"set min-cohort to {c.reconstruction_threshold} or more",
+        )
+    if c.ring_bits % 8:
+        raise ConfigError(
+            f"ring-bits {c.ring_bits} is no whole number of bytes", "use 16, 24, 32, ... 64"
+        )
+    if bool(c.roster) != bool(c.coordinator_key):
+        raise ConfigError(
+            "'roster' and 'coordinator-key' belong together, and only one is set",
+            "set both, or neither (hospitals are then not authenticated)",
+        )
+
+
 def _epsilon_useful(c: RunConfig) -> None:
     if c.privacy != "none" and c.delta >= 0.01:
         raise ConfigError(
@@ -291,7 +340,7 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _norm_allows_dp, _not_yet, _threshold, _epsilon_useful,
+    _needs_path, _norm_allows_dp, _not_yet, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def check_name(name: str) -> str:
 
 def arrays_to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Arrays, in their order, as a Flower record."""
-    return ArrayRecord({k: Array(np.ascontiguousarray(v)) for k, v in arrays.items()})
+    return ArrayRecord({k: Array(np.asarray(v, order="C")) for k, v in arrays.items()})
 
 
 def record_to_arrays(record: RecordDict, name: str) -> dict[str, np.ndarray]:
@@ -99,11 +99,19 @@ class Job:
     model_digest: bytes
     """Digest of the :class:`common.model.ModelSpec` that the weights belong to."""
     weights: Mapping[str, np.ndarray]
+    invitation: bytes = b""
+    """Of secure aggregation; empty: the server asks for update and figures in the clear."""
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
         head = ConfigRecord(
-            {"version": VERSION, "run": self.run, "round": self.round, "model": self.model_digest}
+            {
+                "version": VERSION,
+                "run": self.run,
+                "round": self.round,
+                "model": self.model_digest,
+                "invitation": self.invitation,
+            }
         )
         return RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
 
@@ -119,6 +127,7 @@ class Job:
             round=round_,
             model_digest=_field(head, "model", bytes),
             weights=record_to_arrays(record, "weights"),
+            invitation=_field(head, "invitation", bytes),
         )
 
 
@@ -168,6 +177,32 @@ class Report:
             metrics=metrics,
             update=record_to_arrays(record, "update") if "update" in record.array_records else {},
         )
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One message of secure aggregation, either way; :mod:`common.secagg` reads the payload."""
+
+    payload: bytes
+
+    def to_record(self) -> RecordDict:
+        """As Flower records; the payload as an array, which Flower sends in chunks."""
+        payload = np.frombuffer(self.payload, dtype=np.uint8)
+        return RecordDict(
+            {
+                "envelope": ConfigRecord({"version": VERSION}),
+                "payload": ArrayRecord({"bytes": Array(payload)}),
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Envelope:
+        """Read and check; ProtocolError for anything malformed."""
+        _head(record, "envelope")
+        payload = record_to_arrays(record, "payload").get("bytes")
+        if payload is None or payload.dtype != np.uint8 or payload.ndim != 1:
+            raise ProtocolError("an envelope holds no bytes", "update the sender")
+        return cls(payload.tobytes())
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and values: the id of a model's state."""
     h = hashlib.sha256()
     for name in sorted(weights):
-        array = np.ascontiguousarray(weights[name])
+        array = np.asarray(weights[name], order="C")
         h.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         h.update(array.tobytes())
     return h.hexdigest()

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.datasets import Dataset, ImageSet, split_train_val
+from common.datasets import Dataset, ImageSet, load_cached, split_train_val
+from common.files import consilium_home, read_json
 from common.partition import hospital_name, partition
 
 VALIDATION_FRACTION = 0.2
 """Each hospital keeps 80/20 train/val, as in the paper."""
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """The run's data set, kept in this process; DataError for what is wrong with it."""
+    return load_cached(
+        config.dataset,
+        config.data_path,
+        image_size=config.image_size,
+        crop=config.crop,
+        synthetic_size=config.synthetic_size,
+    )
 
 
 def hospital_splits(
@@ -33,6 +46,21 @@ def hospital_splits(
         split_train_val(dataset.train.subset(share), VALIDATION_FRACTION, config.seed + i)
         for i, share in enumerate(shares)
     ]
+
+
+def simulation_home() -> Path:
+    """Where simulated hospitals keep what is theirs: run / hospital / files."""
+    return consilium_home() / "simulation"
+
+
+def simulated_spending(run: str) -> dict[str, dict[str, float]]:
+    """Hospital → ε spent in ``run`` (``epsilon``, ``prv``, ``pld``), from the hospitals' own files.
+
+    Only a simulation can look there: real hospitals tell nobody what they spent beyond the
+    promise of the run, since ε together with its settings gives away how many images there are.
+    """
+    found = sorted((simulation_home() / run).glob("*/privacy.json"))
+    return {path.parent.name: dict(read_json(path)["spent"]) for path in found}
 
 
 def partition_table(dataset: Dataset, config: RunConfig, num_hospitals: int) -> dict[str, Any]:

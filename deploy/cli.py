@@ -55,7 +55,10 @@ def config(
         ]  # fmt: skip
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif format == "table":
-        table = Table("key", "type", "default", "allowed", "meaning", show_lines=False)
+        table = Table()
+        table.add_column("key", no_wrap=True)
+        for column in ("type", "default", "allowed", "meaning"):
+            table.add_column(column)
         for k in KEYS:
             table.add_row(k.name, k.kind, k.as_toml(), k.allowed, k.meaning)
         Console().print(table)

@@ -6,17 +6,20 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from common.aggregation import params_for
 from common.config import RunConfig
-from common.datasets import Dataset, load_cached
+from common.datasets import Dataset
 from common.errors import ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
-from common.simulation import partition_table
-from server_app.directory import Directory
+from common.roster import load_roster
+from common.simulation import load_dataset, partition_table
+from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
 from server_app.progress import Progress
@@ -47,9 +50,12 @@ class Coordinator:
         is the central test set, and the table of who holds what is drawn up here, not asked.
         """
         progress = Progress(config.rounds)
-        dataset = load_cached(config.dataset, config.data_path, image_size=config.image_size)
+        dataset = load_dataset(config)
         hospitals = len(list(grid.get_node_ids()))
         table = partition_table(dataset, config, hospitals)
+        roster = load_roster(Path(config.roster), config.coordinator_key) if config.roster else None
+        if config.secagg:
+            params_for(config, sample_size(config.fraction, hospitals))  # or refused here, now
         if config.resume:
             store = RunStore.resume(config.resume, config.as_dict())
         else:
@@ -65,8 +71,13 @@ class Coordinator:
             channels=dataset.channels,
         )
         evaluator = Evaluator(spec, dataset.test, dataset.class_names, threads=config.threads)
+        if config.secagg and roster is None:
+            progress.say(
+                "secure aggregation is UNAUTHENTICATED: without a roster a server that lies could "
+                "stand between the hospitals"
+            )
         directory = Directory(grid)
-        fedavg = FedAvg(grid, config, directory, spec, store, progress, evaluator)
+        fedavg = FedAvg(grid, config, directory, spec, store, progress, evaluator, roster)
         return cls(config, dataset, directory, store, progress, fedavg, hospitals)
 
     def train(self) -> None:

@@ -72,8 +72,13 @@ class Directory:
         """
         everyone = self.hospitals
         names = list(everyone)
-        count = max(1, math.ceil(fraction * len(names) - 1e-9)) if names else 0
+        count = sample_size(fraction, len(names))
         if count < len(names):
             rng = np.random.default_rng(list(seed))  # who is asked is no secret
             names = sorted(rng.choice(names, size=count, replace=False).tolist())
         return {name: everyone[name] for name in names}
+
+
+def sample_size(fraction: float, hospitals: int) -> int:
+    """How many of ``hospitals`` are asked in a round: rounded up, at least one of any."""
+    return max(1, math.ceil(fraction * hospitals - 1e-9)) if hospitals else 0

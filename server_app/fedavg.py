@@ -19,10 +19,12 @@ from common.config import RunConfig
 from common.errors import RoundError
 from common.messages import Job
 from common.model import ModelSpec, Weights, build, get_weights
+from common.simulation import simulated_spending
 from server_app.directory import Directory
 from server_app.progress import Progress
 from server_app.rounds import Outcome, add_update, plain_round
 from server_app.run_store import RunStore
+from server_app.secure_round import secure_round
 
 CONSECUTIVE_FAILURES = 3
 """Rounds in a row that may fail (model unchanged each time) before the run gives up."""
@@ -42,6 +44,8 @@ class FedAvg:
     progress: Progress
     evaluate: Evaluate | None
     """Central test figures of a model; None where the coordinator has no test set."""
+    roster: Mapping[str, bytes] | None = None
+    """Identity keys by hospital; None: hospitals are not authenticated."""
 
     def run(self) -> Weights:
         """All rounds that are left; returns the last model.
@@ -93,12 +97,16 @@ class FedAvg:
         self, cohort: Mapping[str, int], number: int, weights: Weights, *, train: bool
     ) -> Outcome:
         job = Job(self.store.run, number, self.spec.digest(), weights)
+        if self.config.secagg:
+            return secure_round(
+                self.grid, cohort, job, self.config, train=train, roster=self.roster
+            )
         return plain_round(self.grid, cohort, job, train=train, timeout=self.config.round_timeout)
 
     def _record(
         self, number: int, outcome: Outcome, weights: Weights, problem: str | None, seconds: float
     ) -> dict[str, Any]:
-        epsilon = [e["epsilon"] for e in outcome.epsilon.values()]
+        spent = simulated_spending(self.store.run) if self.config.privacy != "none" else {}
         return {
             "round": number,
             "status": "ok" if problem is None else "failed",
@@ -106,8 +114,8 @@ class FedAvg:
             "test": self.evaluate(weights) if self.evaluate is not None else None,
             "train": outcome.training(),
             "validation": None,
-            "epsilon": max(epsilon) if epsilon else None,
-            "epsilon_by_hospital": outcome.epsilon,
+            "epsilon": max((e["epsilon"] for e in spent.values()), default=None),
+            "epsilon_by_hospital": spent,
             **outcome.participation(),
             "seconds": round(seconds, 3),
         }

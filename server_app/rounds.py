@@ -29,11 +29,15 @@ class Outcome:
     absent: list[Absence] = field(default_factory=list)
     mean_update: Weights | None = None
     sums: dict[str, float] = field(default_factory=dict)
-    epsilon: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Hospital → both accountants' ε, where hospitals report it in the clear."""
+    failure: str | None = None
+    """Why secure aggregation failed closed, or None."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage → how long it took."""
 
     def missing(self, quorum: float) -> str | None:
-        """Why the quorum is not met, or None if it is."""
+        """Why the round does not count, or None if it does."""
+        if self.failure is not None:
+            return self.failure
         if self.contributed and len(self.contributed) >= quorum * len(self.expected) - 1e-9:
             return None
         return (
@@ -63,6 +67,7 @@ class Outcome:
             "expected": self.expected,
             "contributed": self.contributed,
             "dropped": [a.as_dict() for a in self.absent],
+            "stage_seconds": self.seconds,
         }
 
 
@@ -107,11 +112,7 @@ def plain_round(
     outcome = Outcome(sorted(cohort), [r.hospital for r in ordered], answers.absent)
     for report in ordered:
         for key, value in report.metrics.items():
-            if not key.startswith("epsilon"):
-                outcome.sums[key] = outcome.sums.get(key, 0.0) + value
-        if "epsilon-prv" in report.metrics and "epsilon-pld" in report.metrics:
-            prv, pld = report.metrics["epsilon-prv"], report.metrics["epsilon-pld"]
-            outcome.epsilon[report.hospital] = {"epsilon": max(prv, pld), "prv": prv, "pld": pld}
+            outcome.sums[key] = outcome.sums.get(key, 0.0) + value
     if train and ordered:
         outcome.mean_update = _weighted_mean(ordered, outcome.sums["examples"])
     return outcome

@@ -106,7 +106,7 @@ class RunStore:
 
     def save_round(self, record: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
         """A round's model, then its line."""
-        data = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
+        data = save({k: np.asarray(v, order="C") for k, v in weights.items()})
         atomic_write(self.model_path(int(record["round"])), data)
         self.records.append(record)
         self._write_records()

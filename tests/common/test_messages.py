@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError, ProtocolError
-from common.messages import Greeting, Job, Refusal, Report, check_name, check_run_id
+from common.messages import Envelope, Greeting, Job, Refusal, Report, check_name, check_run_id
 
-WEIGHTS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(3, dtype=np.int64)}
+WEIGHTS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array(3, dtype=np.int64),
+}  # 0-d stays 0-d
 
 
 def test_a_job_is_read_as_it_was_built_in_order() -> None:
@@ -22,6 +25,7 @@ def test_a_job_is_read_as_it_was_built_in_order() -> None:
     for name, array in WEIGHTS.items():
         np.testing.assert_array_equal(again.weights[name], array)
         assert again.weights[name].dtype == array.dtype
+        assert again.weights[name].shape == array.shape
 
 
 def test_a_report_is_read_as_it_was_built() -> None:
@@ -30,6 +34,11 @@ def test_a_report_is_read_as_it_was_built() -> None:
     assert again.hospital == "st-mary"
     assert again.metrics == {"examples": 5.0}
     np.testing.assert_array_equal(again.update["b"], WEIGHTS["b"])
+
+
+def test_an_envelope_keeps_its_bytes() -> None:
+    for payload in (b"", b"x", bytes(range(256)) * 1000):
+        assert Envelope.from_record(Envelope(payload).to_record()).payload == payload
 
 
 @pytest.mark.parametrize(("run", "round_"), [("run-2", 3), ("run-1", 4)])
@@ -46,7 +55,7 @@ def test_another_version_is_refused() -> None:
         Job.from_record(record)
 
 
-@pytest.mark.parametrize("field", ["run", "round", "model", "version"])
+@pytest.mark.parametrize("field", ["run", "round", "model", "version", "invitation"])
 def test_a_missing_field_is_named(field: str) -> None:
     record = Job("run-1", 1, b"", {}).to_record()
     del record.config_records["job"][field]
@@ -104,6 +113,6 @@ def test_a_refusal_tells_a_code_and_an_id_only() -> None:
 )
 def test_any_header_is_either_read_or_a_protocol_error(head: dict[str, object]) -> None:
     record = RecordDict({"job": ConfigRecord(head), "greeting": ConfigRecord(head)})  # type: ignore[arg-type]
-    for read in (Job.from_record, Greeting.from_record):
+    for read in (Job.from_record, Greeting.from_record, Envelope.from_record):
         with pytest.raises(ProtocolError):
             read(record)

@@ -1,0 +1,53 @@
+"""A hospital's identity in secure aggregation, and the roster that it believes.
+
+A real hospital's node names three files in its node config: ``identity`` (32 raw bytes of an
+Ed25519 private key), ``roster`` and ``coordinator-key`` (base64, pinned by another channel
+than the server). A simulated hospital makes a key at the start of the run and keeps it in its
+node's memory; such rounds say that they are unauthenticated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context
+
+from common.errors import ConfigError
+from common.roster import load_roster
+from common.secagg import Identity
+
+_RECORD = "identity"
+
+
+def identity_of(context: Context) -> Identity:
+    """The node's identity key; made now, and kept for the run, where the node names none."""
+    path = context.node_config.get("identity")
+    if path is not None:
+        file = Path(str(path))
+        try:
+            return Identity(file.read_bytes())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"the identity key {file} is missing or not 32 bytes",
+                "restore it from the hospital's backup, or enrol anew",
+            ) from None
+    record = context.state.config_records.get(_RECORD)
+    if record is None:
+        identity = Identity.generate()
+        context.state[_RECORD] = ConfigRecord({"private": identity.private_bytes()})
+        return identity
+    return Identity(bytes(record["private"]))  # type: ignore[arg-type]  # written above
+
+
+def roster_of(context: Context) -> Mapping[str, bytes] | None:
+    """Identity keys by hospital from the node's own roster file, checked; None if it has none."""
+    node = context.node_config
+    if "roster" not in node:
+        return None
+    if "coordinator-key" not in node:
+        raise ConfigError(
+            "the node config names a roster, but no coordinator-key to check it with",
+            "set coordinator-key to the key that the coordinator gave you",
+        )
+    return load_roster(Path(str(node["roster"])), str(node["coordinator-key"]))

@@ -1,0 +1,99 @@
+"""What goes into a securely aggregated vector: the same at the server and at every hospital.
+
+A hospital builds the layout and the parameters from its own copy of the run config and
+compares them with the server's invitation: the server cannot ask for another scale, another
+weight or another segment than the run config says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.secagg import SecAggParams, Segment, VectorLayout, update_layout
+
+TRAIN = "train"
+VALIDATE = "validate"
+
+LARGEST_LOSS = 20.0
+"""Cross-entropy of one image above which its share of a loss sum is clipped (e^-20 ~ 2e-9)."""
+
+
+def params_for(config: RunConfig, cohort: int) -> SecAggParams:
+    """The protocol's parameters for ``cohort`` hospitals asked.
+
+    Raises ConfigError when the cohort can never work: fewer hospitals than min-cohort, or fewer
+    than num-shares.
+    """
+    if cohort < config.min_cohort:
+        raise ConfigError(
+            f"secure aggregation over {cohort} hospitals: at least {config.min_cohort} are needed "
+            f"(min-cohort; reconstruction-threshold {config.reconstruction_threshold})",
+            "ask more hospitals; or, where you accept that less is hidden, lower "
+            "reconstruction-threshold, num-shares and min-cohort together (3 is the floor), or "
+            "set secagg=false and let the server see every update",
+        )
+    if config.num_shares > cohort:
+        raise ConfigError(
+            f"num-shares {config.num_shares} exceeds the {cohort} hospitals asked: there are not "
+            "so many holders",
+            f"set num-shares={cohort}",
+        )
+    params = SecAggParams(
+        num_shares=config.num_shares,
+        reconstruction_threshold=config.reconstruction_threshold,
+        min_cohort=config.min_cohort,
+        max_cohort=cohort,
+        ring_bits=config.ring_bits,
+    )
+    params.validate()
+    return params
+
+
+def layout_for(purpose: str, length: int, config: RunConfig) -> VectorLayout:
+    """The vector's segments; ``length``: number of weights in an update (0 to validate only).
+
+    ``weight`` is the number of training images, exact; the metrics are sums over images, so
+    that sums over hospitals give the means.
+    """
+    most = config.max_examples
+    validation = (
+        Segment(name="val-examples", length=1, bound=most, kind="integer"),
+        Segment(name="val-correct", length=1, bound=most, kind="integer"),
+        Segment(name="val-loss-sum", length=1, bound=LARGEST_LOSS * most),
+    )
+    if purpose == VALIDATE:
+        return VectorLayout(validation, 1)
+    train_loss = Segment(name="train-loss-sum", length=1, bound=LARGEST_LOSS * most)
+    return update_layout(
+        length, bound=config.update_range, max_weight=most, metrics=(train_loss, *validation)
+    )
+
+
+def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The floating-point entries, in their order, as one float32 vector.
+
+    Counters (batch norm's) are left out: their mean means nothing, and no output depends on it.
+    """
+    parts = [a.reshape(-1) for a in arrays.values() if np.issubdtype(a.dtype, np.floating)]
+    return np.concatenate(parts).astype(np.float32, copy=False)
+
+
+def flat_length(template: Mapping[str, np.ndarray]) -> int:
+    """Length of :func:`flatten` of a model's weights."""
+    return sum(a.size for a in template.values() if np.issubdtype(a.dtype, np.floating))
+
+
+def unflatten(vector: np.ndarray, template: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """:func:`flatten` undone, in ``vector``'s dtype; zeros for the entries that were left out."""
+    arrays, start = {}, 0
+    for name, like in template.items():
+        if np.issubdtype(like.dtype, np.floating):
+            arrays[name] = vector[start : start + like.size].reshape(like.shape)
+            start += like.size
+        else:
+            arrays[name] = np.zeros(like.shape)
+    return arrays

@@ -1,0 +1,152 @@
+"""One round's aggregation over secure aggregation: the server learns sums, and nothing else.
+
+Hospitals train first; their answer carries this round's public keys. The stages that follow
+(share, masked input, consistency, unmask) are short and have short deadlines. A hospital that
+is late has dropped; the round goes on while the threshold holds, else it fails closed.
+The protocol itself is :mod:`common.secagg`; here its messages travel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from common.aggregation import TRAIN, VALIDATE, flat_length, layout_for, params_for, unflatten
+from common.config import RunConfig
+from common.errors import RoundError
+from common.messages import Envelope, Job
+from common.model import weights_digest
+from common.secagg import RoundBinding, ServerRound, decode
+from common.secagg.masks import RingArray
+from server_app.exchange import Absence, ask
+from server_app.rounds import Outcome
+
+
+@dataclass
+class _Talk:
+    """Who is where, and how long each stage took."""
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    server: ServerRound
+    seconds: dict[str, float]
+
+    def stage(
+        self,
+        stage: str,
+        content: Callable[[str], RecordDict],
+        collect: Callable[[str, bytes], bool],
+        *,
+        message_type: str,
+        timeout: float,
+    ) -> None:
+        """Ask everybody whom the protocol awaits; who does not answer has dropped."""
+        started = time.monotonic()
+
+        def take(name: str, record: RecordDict) -> None:
+            collect(name, Envelope.from_record(record).payload)
+
+        answers = ask(
+            self.grid,
+            {name: (self.nodes[name], content(name)) for name in self.server.pending},
+            message_type=message_type,
+            stage=stage,
+            timeout=timeout,
+            on_answer=take,
+        )
+        for absence in answers.absent:
+            self.server.drop(absence.hospital, absence.reason)
+        self.seconds[stage] = round(time.monotonic() - started, 3)
+
+
+def secure_round(
+    grid: Grid,
+    cohort: Mapping[str, int],
+    job: Job,
+    config: RunConfig,
+    *,
+    train: bool,
+    roster: Mapping[str, bytes] | None = None,
+) -> Outcome:
+    """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
+
+    The outcome has no mean update, and says why, when too few took part: the round failed
+    closed, nothing was opened. ConfigError if the settings cannot work for this cohort.
+    """
+    purpose = TRAIN if train else VALIDATE
+    binding = RoundBinding(
+        run=job.run,
+        round=job.round,
+        purpose=purpose,
+        params=params_for(config, len(cohort)),
+        layout=layout_for(purpose, flat_length(job.weights), config),
+        model_hash=bytes.fromhex(weights_digest(job.weights)),
+    )
+    server = ServerRound(binding, cohort, roster=roster)
+    talk = _Talk(grid, cohort, server, {})
+    invited = Job(job.run, job.round, job.model_digest, job.weights, binding.to_bytes())
+    failure = None
+    sums: dict[str, float] = {}
+    mean = None
+    try:
+        values = decode(binding.layout, binding.params, _exchange(talk, invited, config, train))
+        sums = {name: float(v[0]) for name, v in values.items() if name != "update"}
+        if train:
+            sums["examples"] = sums.pop("weight")
+            mean = unflatten(values["update"] / sums["examples"], job.weights)
+    except RoundError as error:
+        failure = error.what
+    outcome = server.outcome
+    stages = {"advertise": "train" if train else "validate"}
+    absent = [
+        Absence(name, stages.get(d.stage, d.stage), d.reason)
+        for name, d in sorted(outcome.dropped.items())
+    ]
+    absent += [Absence(n, "unmask", what) for n, what in sorted(outcome.misbehaved.items())]
+    return Outcome(
+        expected=sorted(cohort),
+        contributed=sorted(outcome.contributed) if failure is None else [],
+        absent=absent,
+        mean_update=mean,
+        sums=sums,
+        failure=failure,
+        seconds=talk.seconds,
+    )
+
+
+def _exchange(talk: _Talk, invited: Job, config: RunConfig, train: bool) -> RingArray:
+    """All stages in their order; returns the sum as ring elements. RoundError fails closed."""
+    server, timeout = talk.server, config.stage_timeout
+    task = invited.to_record()
+    talk.stage(
+        "train" if train else "validate",
+        lambda name: task,
+        server.collect_advertisement,
+        message_type="train" if train else "evaluate",
+        timeout=config.round_timeout,
+    )
+    everyone = Envelope(server.close_advertise()).to_record()
+    talk.stage(
+        "share", lambda name: everyone, server.collect_shares,
+        message_type="query.share", timeout=timeout,
+    )  # fmt: skip
+    relays = server.close_shares()
+    talk.stage(
+        "masked", lambda name: Envelope(relays[name]).to_record(), server.collect_masked,
+        message_type="query.masked", timeout=timeout,
+    )  # fmt: skip
+    survivors = Envelope(server.close_masked()).to_record()
+    talk.stage(
+        "consistency", lambda name: survivors, server.collect_consistency,
+        message_type="query.consistency", timeout=timeout,
+    )  # fmt: skip
+    signatures = Envelope(server.close_consistency()).to_record()
+    talk.stage(
+        "unmask", lambda name: signatures, server.collect_unmask,
+        message_type="query.unmask", timeout=timeout,
+    )  # fmt: skip
+    return server.finish()
