@@ -131,6 +131,7 @@ class RunConfig:
     batch_size: int
     learning_rate: float
     optimizer: str
+    server_momentum: float
     model: str
     model_width: float
     privacy: str
@@ -218,6 +219,8 @@ KEYS: tuple[Key, ...] = (
         meaning="of the hospital's optimizer"),
     Key(name="optimizer", default="adam", choices=("adam", "sgd"),
         meaning="the hospital's optimizer; fresh each round (sgd: momentum 0.9)"),
+    Key(name="server-momentum", default=0.0, low=0.0, high=1.0, high_open=True,
+        meaning="share of the last round's step that is taken again (FedAvgM); free of privacy"),
     Key(name="model", default="dpresnet", choices=("dpresnet", "resnet9"),
         meaning="dpresnet: group norm, the paper's; resnet9: batch norm and max pooling, for "
         "comparison, refused under DP"),

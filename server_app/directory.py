@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import RoundError
+from common.errors import ConsiliumError, RoundError
 from common.messages import Greeting
 from server_app.exchange import Absence, ask
 
@@ -24,10 +24,15 @@ class Directory:
     def __init__(self, grid: Grid, *, timeout: float = 600.0) -> None:
         self._grid = grid
         self._timeout = timeout
-        self._names: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # of the nodes that are connected
+        self._known: set[str] = set()
 
     def refresh(self) -> list[Absence]:
-        """Greet nodes that are new; returns those that gave no usable name."""
+        """Greet nodes that are new; returns those that gave no usable name.
+
+        A hospital that returns with another node id takes its place again, once its former node
+        is gone; hospitals that are gone stay known, so that they are missed by name.
+        """
         nodes = sorted(self._grid.get_node_ids())
         self._names = {n: self._names[n] for n in nodes if n in self._names}
         new = {f"node {n}": (n, RecordDict()) for n in nodes if n not in self._names}
@@ -36,11 +41,16 @@ class Directory:
         )
         absent = answers.absent
         for label, record in sorted(answers.by_hospital.items()):
-            name = Greeting.from_record(record).hospital
+            try:
+                name = Greeting.from_record(record).hospital
+            except ConsiliumError as error:
+                absent.append(Absence(label, "greet", error.what))
+                continue
             if name in self._names.values():
                 absent.append(Absence(label, "greet", f"claims the name '{name}', which is taken"))
             else:
                 self._names[new[label][0]] = name
+        self._known |= set(self._names.values())
         return absent
 
     def wait_for(self, hospitals: int, *, timeout: float, pause: float = 1.0) -> None:
@@ -61,22 +71,27 @@ class Directory:
             time.sleep(pause)
 
     @property
-    def hospitals(self) -> dict[str, int]:
-        """Name → node id, in the order of the names."""
-        return {name: node for node, name in sorted(self._names.items(), key=lambda kv: kv[1])}
+    def names(self) -> list[str]:
+        """Every hospital that was ever there, sorted."""
+        return sorted(self._known)
 
-    def sample(self, fraction: float, *, seed: Sequence[int]) -> dict[str, int]:
-        """``fraction`` of the hospitals, at least one, drawn by ``seed`` from the sorted names.
+    def reach(self, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+        """(name → node of those connected, in the order of the names; the others)."""
+        nodes = {name: node for node, name in self._names.items()}
+        there = {name: nodes[name] for name in sorted(names) if name in nodes}
+        return there, sorted(set(names) - set(there))
+
+    def sample(self, fraction: float, *, seed: Sequence[int]) -> list[str]:
+        """``fraction`` of the known hospitals, at least one, drawn by ``seed``; sorted names.
 
         By names, not by node ids, so that equal seeds draw the same hospitals in every run.
         """
-        everyone = self.hospitals
-        names = list(everyone)
+        names = self.names
         count = sample_size(fraction, len(names))
-        if count < len(names):
-            rng = np.random.default_rng(list(seed))  # who is asked is no secret
-            names = sorted(rng.choice(names, size=count, replace=False).tolist())
-        return {name: everyone[name] for name in names}
+        if count == len(names):
+            return names
+        rng = np.random.default_rng(list(seed))  # who is asked is no secret
+        return sorted(rng.choice(names, size=count, replace=False).tolist())
 
 
 def sample_size(fraction: float, hospitals: int) -> int:

@@ -21,8 +21,9 @@ from common.messages import Job
 from common.model import ModelSpec, Weights, build, get_weights
 from common.simulation import simulated_spending
 from server_app.directory import Directory
+from server_app.exchange import Absence
 from server_app.progress import Progress
-from server_app.rounds import Outcome, add_update, plain_round
+from server_app.rounds import Outcome, add_update, plain_round, with_momentum
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
 
@@ -53,21 +54,24 @@ class FedAvg:
         Raises RoundError when CONSECUTIVE_FAILURES rounds in a row, or the last one, missed the
         quorum; every complete round stays in the store.
         """
-        done, weights = self._start()
+        done, weights, previous = self._start()
         failures = 0
         for number in range(done + 1, self.config.rounds + 1):
             started = time.monotonic()
             self.progress.round_starts(number)
             self.directory.refresh()
-            cohort = self.directory.sample(self.config.fraction, seed=(self.config.seed, number))
-            outcome = self._exchange(cohort, number, weights, train=True)
+            names = self.directory.sample(self.config.fraction, seed=(self.config.seed, number))
+            outcome = self._exchange(names, number, weights, train=True)
             self.store.set_validation(number - 1, outcome.validation())
             problem = outcome.missing(self.config.quorum)
             if problem is None and outcome.mean_update is not None:
-                weights = add_update(weights, outcome.mean_update)
+                step = with_momentum(
+                    outcome.mean_update, weights, previous, self.config.server_momentum
+                )
+                previous, weights = weights, add_update(weights, step)
                 failures = 0
             else:
-                failures += 1
+                previous, failures = weights, failures + 1
             record = self._record(number, outcome, weights, problem, time.monotonic() - started)
             self.store.save_round(record, weights)
             self.progress.round_ends(record)
@@ -76,32 +80,43 @@ class FedAvg:
                     f"round {number} failed: {problem}; the model is unchanged",
                     f"mend what the round's record names, then go on with resume={self.store.run}",
                 )
-        final = self._exchange(self.directory.hospitals, self.config.rounds, weights, train=False)
+        final = self._exchange(self.directory.names, self.config.rounds, weights, train=False)
         self.store.set_validation(self.config.rounds, final.validation())
         return weights
 
-    def _start(self) -> tuple[int, Weights]:
-        """(rounds done, weights): where an earlier run stopped, or round 0 with fresh weights."""
+    def _start(self) -> tuple[int, Weights, Weights]:
+        """(rounds done, weights, weights a round before): where an earlier run stopped, or fresh.
+
+        The step before is all the state that momentum has, so a resumed run needs no other file.
+        """
         fresh = get_weights(build(self.spec, seed=self.config.seed))
         done = self.store.last_round()
         if done is not None:
-            kept = self.store.load_model(done)
-            return done, {name: kept[name] for name in fresh}  # in the model's own order
+            last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
+            # In the model's own order, which a file does not keep.
+            return done, {k: last[k] for k in fresh}, {k: before[k] for k in fresh}
         record: dict[str, Any] = {"round": 0, "status": "ok", "test": None, "seconds": 0.0}
         if self.evaluate is not None:
             record["test"] = self.evaluate(fresh)
         self.store.save_round(record, fresh)
-        return 0, fresh
+        return 0, fresh, fresh
 
-    def _exchange(
-        self, cohort: Mapping[str, int], number: int, weights: Weights, *, train: bool
-    ) -> Outcome:
+    def _exchange(self, names: list[str], number: int, weights: Weights, *, train: bool) -> Outcome:
+        """One round with the hospitals of these names; who is not connected is absent."""
         job = Job(self.store.run, number, self.spec.digest(), weights)
+        cohort, gone = self.directory.reach(names)
         if self.config.secagg:
-            return secure_round(
+            outcome = secure_round(
                 self.grid, cohort, job, self.config, train=train, roster=self.roster
             )
-        return plain_round(self.grid, cohort, job, train=train, timeout=self.config.round_timeout)
+        else:
+            outcome = plain_round(
+                self.grid, cohort, job, train=train, timeout=self.config.round_timeout
+            )
+        stage = "train" if train else "validate"
+        outcome.expected = sorted(names)
+        outcome.absent += [Absence(name, stage, "its node is not connected") for name in gone]
+        return outcome
 
     def _record(
         self, number: int, outcome: Outcome, weights: Weights, problem: str | None, seconds: float

@@ -135,3 +135,18 @@ def add_update(weights: Mapping[str, np.ndarray], update: Mapping[str, np.ndarra
         whole = np.issubdtype(array.dtype, np.integer)
         moved[name] = (np.rint(value) if whole else value).astype(array.dtype)
     return moved
+
+
+def with_momentum(
+    update: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray],
+    previous: Mapping[str, np.ndarray],
+    momentum: float,
+) -> Weights:
+    """The step v = Δ + β·(θ − θ of the round before): FedAvgM (Hsu et al. 2019), step size 1."""
+    if momentum == 0.0:
+        return dict(update)
+    return {
+        name: delta + momentum * (weights[name].astype(np.float64) - previous[name])
+        for name, delta in update.items()
+    }

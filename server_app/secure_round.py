@@ -75,14 +75,15 @@ def secure_round(
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
 
     The outcome has no mean update, and says why, when too few took part: the round failed
-    closed, nothing was opened. ConfigError if the settings cannot work for this cohort.
+    closed, nothing was opened. ConfigError if the settings can work for no cohort.
     """
     purpose = TRAIN if train else VALIDATE
     binding = RoundBinding(
         run=job.run,
         round=job.round,
         purpose=purpose,
-        params=params_for(config, len(cohort)),
+        # Fewer may be there than the run needs: then the round fails closed, not the run.
+        params=params_for(config, max(len(cohort), config.num_shares, config.min_cohort)),
         layout=layout_for(purpose, flat_length(job.weights), config),
         model_hash=bytes.fromhex(weights_digest(job.weights)),
     )

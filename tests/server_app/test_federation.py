@@ -19,7 +19,7 @@ from server_app.run_store import runs_directory
 TINY: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "iid", "rounds": 2,
     "local-epochs": 1, "batch-size": 16, "model-width": 0.03125, "privacy": "none",
-    "partition-min-size": 5,
+    "partition-min-size": 5, "secagg": False,
 }  # fmt: skip
 
 
@@ -221,10 +221,65 @@ def test_a_hospital_that_is_gone_and_returns_takes_part_again() -> None:
     directory.wait_for(3, timeout=5)
     grid.offline.add(1)
     directory.refresh()
-    assert list(directory.hospitals) == ["hospital-00", "hospital-02"]
+    assert directory.names == [f"hospital-0{i}" for i in range(3)]
+    assert list(directory.reach(directory.names)[0]) == ["hospital-00", "hospital-02"]
+    assert directory.reach(directory.names)[1] == ["hospital-01"]
     grid.offline.clear()
     directory.refresh()
-    assert len(directory.hospitals) == 3
+    assert len(directory.reach(directory.names)[0]) == 3
+
+
+def test_a_hospital_that_is_not_connected_is_missed_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handle = InProcessGrid._handle
+
+    def leaves(self: InProcessGrid, message: Any, partition_id: int) -> Any:
+        if message.metadata.message_type == "train" and partition_id == 0:
+            self.offline.add(2)
+        return handle(self, message, partition_id)
+
+    monkeypatch.setattr(InProcessGrid, "_handle", leaves)
+    run_in_process({**TINY, "quorum": 0.5, "rounds": 2}, num_hospitals=3)
+    second = lines(the_run())[2]
+    assert second["expected"] == [f"hospital-0{i}" for i in range(3)]
+    assert second["dropped"] == [
+        {"hospital": "hospital-02", "stage": "train", "reason": "its node is not connected"}
+    ]
+
+
+def test_two_nodes_that_claim_one_name_are_not_two_hospitals() -> None:
+    from client_app.app import app
+    from common.messages import Greeting
+    from server_app.directory import Directory
+
+    claims = Fault(
+        lambda kind, i, _: kind == "query.greet" and i == 1,
+        edit_reply=lambda record: Greeting("hospital-00").to_record(),
+    )
+    directory = Directory(InProcessGrid(app, 2, TINY, [claims]))
+    (absent,) = directory.refresh()
+    assert "which is taken" in absent.reason
+    assert directory.names == ["hospital-00"]
+
+
+def test_momentum_repeats_a_share_of_the_last_step_also_after_a_resume() -> None:
+    settings = {**TINY, "server-momentum": 0.5}
+    run_in_process({**settings, "rounds": 3}, num_hospitals=2)
+    (whole,) = runs_directory().iterdir()
+    run_in_process({**settings, "rounds": 2}, num_hospitals=2)
+    (stopped,) = set(runs_directory().iterdir()) - {whole}
+    run_in_process({**settings, "rounds": 3, "resume": stopped.name}, num_hospitals=2)
+    assert (whole / "model.safetensors").read_bytes() == (
+        stopped / "model.safetensors"
+    ).read_bytes()
+    run_in_process({**TINY, "rounds": 3}, num_hospitals=2)
+    (plain,) = set(runs_directory().iterdir()) - {whole, stopped}
+    first, second = ((d / "round-0001.safetensors").read_bytes() for d in (whole, plain))
+    assert first == second
+    assert (whole / "round-0002.safetensors").read_bytes() != (
+        plain / "round-0002.safetensors"
+    ).read_bytes()
 
 
 def test_hospitals_that_do_not_come_are_counted() -> None:

@@ -17,7 +17,7 @@ from server_app.run_store import runs_directory
 PRIVATE: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
     "local-epochs": 2, "batch-size": 16, "model-width": 0.03125, "partition-min-size": 5,
-    "privacy": "local", "epsilon": 6.0, "delta": 1e-3,
+    "privacy": "local", "epsilon": 6.0, "delta": 1e-3, "secagg": False,
 }  # fmt: skip
 
 

@@ -390,9 +390,9 @@ def test_a_server_that_asks_for_a_finer_scale_or_another_layout_is_refused(
 def test_a_server_that_sends_hospitals_different_models_gets_no_sum() -> None:
     """The binding names the model's hash; a hospital that got another one refuses."""
     from client_app.app import app
-    from common.model import ModelSpec, build, get_weights
-    from common.messages import Job
     from common.config import KEYS, RunConfig
+    from common.messages import Job
+    from common.model import ModelSpec, build, get_weights
     from server_app import secure_round as module
 
     values = {key.name: key.default for key in KEYS} | TINY
