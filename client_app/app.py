@@ -36,8 +36,11 @@ def train(message: Message, context: Context) -> Message:
     """Validate and train the model that was sent."""
 
     def answer() -> RecordDict:
+        from client_app import secagg
         from client_app.hospital import Hospital
         from client_app.work import train_job
+
+        secagg.wipe(context)  # first of all: whatever was left of an earlier round
 
         hospital = Hospital.from_context(context)
         return train_job(Job.from_record(message.content), hospital, context)
@@ -50,8 +53,11 @@ def evaluate(message: Message, context: Context) -> Message:
     """Validate the model that was sent."""
 
     def answer() -> RecordDict:
+        from client_app import secagg
         from client_app.hospital import Hospital
         from client_app.work import evaluate_job
+
+        secagg.wipe(context)
 
         hospital = Hospital.from_context(context)
         return evaluate_job(Job.from_record(message.content), hospital, context)
@@ -88,9 +94,26 @@ def _stage(stage: str, message: Message, context: Context) -> Message:
         from client_app import secagg
         from client_app.hospital import Hospital
 
-        payload = Envelope.from_record(message.content).payload
-        hospital = Hospital.from_context(context)
-        return Envelope(secagg.answer(stage, payload, context, hospital)).to_record()
+        try:
+            payload = Envelope.from_record(message.content).payload
+            hospital = Hospital.from_context(context)
+            return Envelope(secagg.answer(stage, payload, context, hospital)).to_record()
+        except BaseException:
+            secagg.wipe(context)
+            raise
+
+    return _guarded(message, reply)
+
+
+@app.query("close")
+def close(message: Message, context: Context) -> Message:
+    """The round is over for this hospital: forget what is left of it."""
+
+    def reply() -> RecordDict:
+        from client_app import secagg
+
+        secagg.wipe(context)
+        return Envelope(b"").to_record()
 
     return _guarded(message, reply)
 

@@ -22,6 +22,9 @@ from typing import Any
 from common.errors import ConfigError, ConsiliumError
 from common.secagg import SecAggPolicy
 
+MAX_BOUND = 1e9
+"""Largest range of a real segment: a sum of losses over max-examples images must fit."""
+
 _AGGREGATION: Mapping[str, type] = {
     "secagg": str,
     "min-cohort": int,
@@ -41,13 +44,18 @@ class HospitalPolicy:
     """What a hospital takes part in. Defaults are those of a policy file that is silent."""
 
     secagg_required: bool = True
-    secagg: SecAggPolicy = field(default_factory=lambda: SecAggPolicy(require_roster=True))
+    secagg: SecAggPolicy = field(
+        default_factory=lambda: SecAggPolicy(require_roster=True, max_bound=MAX_BOUND)
+    )
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
         """No limit beyond the protocol's floor: simulated hospitals hold nobody's data."""
         return cls(
-            False, SecAggPolicy(min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16)
+            False,
+            SecAggPolicy(
+                min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
+            ),
         )
 
     @classmethod
@@ -72,15 +80,18 @@ class HospitalPolicy:
         if required not in ("required", "optional"):
             raise _wrong(path, f"secagg is {required!r}, not 'required' or 'optional'")
         default = SecAggPolicy()
-        return cls(
-            required == "required",
-            SecAggPolicy(
+        threshold = table.get("min-threshold", default.min_threshold)
+        try:
+            limits = SecAggPolicy(
                 min_cohort=table.get("min-cohort", default.min_cohort),
-                min_threshold=table.get("min-threshold", default.min_threshold),
-                min_shares=min(table.get("min-threshold", default.min_shares), default.min_shares),
+                min_threshold=threshold,
+                min_shares=min(threshold, default.min_shares),
                 require_roster=table.get("require-roster", True),
-            ),
-        )
+                max_bound=MAX_BOUND,
+            )
+        except ConfigError as error:
+            raise _wrong(path, error.what) from None
+        return cls(required == "required", limits)
 
     def check_plain(self, config_says_secagg: bool) -> None:
         """Refuse a request that would bypass aggregation: by policy, or against the run config."""

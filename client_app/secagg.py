@@ -1,26 +1,34 @@
 """The hospital's transport of secure aggregation: messages in, messages out, state at the node.
 
 Between two stages a round's secrets lie in Flower's ``Context.state``, which stays on the
-hospital's node. They are stored before the answer leaves, wiped at the end of the round, after
-any error, and when another round begins. The protocol itself is :mod:`common.secagg`.
+hospital's node. They are wiped at the end of the round, after any error, and when another round
+begins. A node may run two messages at a time, each from the last state that was stored, so the
+state alone cannot hold "each stage once": a marker on the hospital's disk does, made before a
+stage is answered. The protocol itself is :mod:`common.secagg`.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
+import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
 from client_app.hospital import Hospital
 from client_app.identity import identity_of, roster_of
-from common.aggregation import layout_for, params_for
+from common.aggregation import TRAIN, VALIDATE, layout_for, params_for
 from common.errors import ConfigError
 from common.files import read_json, write_json
+from common.messages import RAW
 from common.secagg import HospitalRound, Refusal, RoundBinding, encode
 
 log = logging.getLogger("consilium.hospital")
+
+SHARE, MASKED, CONSISTENCY, UNMASK = STAGES = ("share", "masked", "consistency", "unmask")
 
 _STATE = "secagg-state"
 _INPUT = "secagg-input"
@@ -35,15 +43,77 @@ def wipe(context: Context) -> None:
             del context.state[name]
 
 
+class Once:
+    """Marks on the hospital's disk: which round is at hand, which of its stages were answered.
+
+    Not in any one run's directory: the run's name is the server's to choose.
+    """
+
+    def __init__(self, hospital: Hospital) -> None:
+        self._folder = hospital.home / "secagg" / hospital.name
+
+    def begin(self) -> str:
+        """A new round: its token. Stages of every earlier one are refused from now on."""
+        token = secrets.token_hex(16)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in self._folder.glob("round-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        (self._folder / f"round-{token}").mkdir(mode=0o700)
+        return token
+
+    def take(self, token: str, stage: str) -> None:
+        """Claim ``stage`` of the round ``token``; Refusal if it was claimed, or the round is over.
+
+        Atomic between processes: of two that ask for one stage, one is refused.
+        """
+        try:
+            (self._folder / f"round-{token}" / stage).open("x").close()
+        except FileExistsError:
+            raise _refuse("stage-repeated", "This stage of the round was answered before") from None
+        except OSError:
+            raise _refuse("no-round", "This round is over, or another one has begun") from None
+
+    def masked(self) -> dict[str, list[Any]]:
+        """Purpose and model hash → [run, round] of the last vector that left, masked."""
+        path = self._folder / "masked.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def mark_masked(self, binding: RoundBinding) -> None:
+        """Written before the vector leaves."""
+        entry = {_what(binding.purpose, binding.model_hash): [binding.run, binding.round]}
+        write_json(self._folder / "masked.json", self.masked() | entry, mode=0o600)
+
+
+def _what(purpose: str, model_hash: bytes) -> str:
+    return f"{purpose} {model_hash.hex()}"
+
+
+def validated_before(hospital: Hospital, model_hash: bytes) -> bool:
+    """Whether this model's validation figures have left, in a sum, already.
+
+    They depend on the model alone: two sums over different cohorts would show one hospital's.
+    """
+    masked = Once(hospital).masked()
+    return any(_what(purpose, model_hash) in masked for purpose in (TRAIN, VALIDATE))
+
+
 def check_invitation(
-    invitation: bytes, hospital: Hospital, *, run: str, round: int, purpose: str, length: int
+    invitation: bytes,
+    hospital: Hospital,
+    *,
+    run: str,
+    round: int,
+    purpose: str,
+    length: int,
+    has_roster: bool,
 ) -> RoundBinding:
     """The round's binding, if it is the one that the hospital's own run config gives.
 
     Called before training: an hour's work must not end in a refusal that was foreseeable.
     Raises Refusal for another run, round, purpose or layout, for parameters weaker than the
-    hospital's policy, and for a round in which this hospital has masked a vector already
-    (the difference of two sums would show its input).
+    hospital's policy, and for a model from which this hospital has masked a vector already (the
+    difference of two sums would show it), unless a later round of the same run starts from the
+    same model again because one has failed: its batches are then others.
     """
     binding = RoundBinding.from_bytes(invitation)
     if (binding.run, binding.round, binding.purpose) != (run, round, purpose):
@@ -57,8 +127,11 @@ def check_invitation(
     if binding.params != expected:
         raise _refuse("parameters", "The parameters are not those of the run config")
     hospital.policy.secagg.check(binding.params, binding.layout)
-    if _last_masked(hospital, run).get(purpose, -1) >= round:
-        raise _refuse("repeated", "This hospital has taken part in this round's sum already")
+    if hospital.policy.secagg.require_roster and not has_roster:
+        raise _refuse("roster", "This hospital's policy asks for a signed roster, and it has none")
+    before = Once(hospital).masked().get(_what(purpose, binding.model_hash))
+    if before is not None and (before[0] != run or before[1] >= round):
+        raise _refuse("repeated", "This hospital has taken part in a sum from this model already")
     return binding
 
 
@@ -94,8 +167,11 @@ def advertise(
         policy=hospital.policy.secagg,
         model_hash=model_hash,
     )
-    context.state[_INPUT] = ArrayRecord({"vector": Array(encoded.vector)})
-    _store(context, machine, binding)
+    vector = encoded.vector
+    # As raw bytes: Flower's numpy form would copy a large vector twice.
+    stored = Array(str(vector.dtype), vector.shape, RAW, vector.tobytes())
+    context.state[_INPUT] = ArrayRecord({"vector": stored})
+    _store(context, machine, binding, Once(hospital).begin())
     return message
 
 
@@ -110,16 +186,18 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
         raise _refuse("no-round", "This node is in no round: it was restarted, or has aborted")
     machine = HospitalRound.from_bytes(bytes(record["machine"]))  # type: ignore[arg-type]
     binding = RoundBinding.from_bytes(bytes(record["binding"]))  # type: ignore[arg-type]
+    token = str(record["token"])
     try:
+        Once(hospital).take(token, stage)
         reply = _stage(stage, machine, message, binding, context, hospital)
     except BaseException:
         machine.wipe()
         wipe(context)
         raise
-    if stage == "unmask":
+    if stage == UNMASK:
         wipe(context)
     else:
-        _store(context, machine, binding)
+        _store(context, machine, binding, token)
     return reply
 
 
@@ -131,7 +209,7 @@ def _stage(
     context: Context,
     hospital: Hospital,
 ) -> bytes:
-    if stage == "share":
+    if stage == SHARE:
         reply = machine.share(
             message,
             identity=identity_of(context),
@@ -146,30 +224,23 @@ def _stage(
                 binding.run,
             )
         return reply
-    if stage == "masked":
-        # Written before anything leaves: whatever happens next, this round is never masked again.
-        masked = _last_masked(hospital, binding.run) | {binding.purpose: binding.round}
-        write_json(hospital.run_directory(binding.run) / "masked.json", masked, mode=0o600)
-        vector = context.state.array_records[_INPUT]["vector"].numpy()
+    if stage == MASKED:
+        Once(hospital).mark_masked(binding)  # before anything leaves
+        kept = context.state.array_records[_INPUT]["vector"]
+        vector = np.frombuffer(bytearray(kept.data), dtype=kept.dtype)  # a copy, to be masked
         del context.state[_INPUT]
         return machine.masked_input(message, vector)
-    if stage == "consistency":
+    if stage == CONSISTENCY:
         return machine.consistency(message, identity=identity_of(context))
-    if stage == "unmask":
+    if stage == UNMASK:
         return machine.unmask(message)
     raise _refuse("stage", "There is no such stage")
 
 
-def _store(context: Context, machine: HospitalRound, binding: RoundBinding) -> None:
+def _store(context: Context, machine: HospitalRound, binding: RoundBinding, token: str) -> None:
     context.state[_STATE] = ConfigRecord(
-        {"machine": machine.to_bytes(), "binding": binding.to_bytes()}
+        {"machine": machine.to_bytes(), "binding": binding.to_bytes(), "token": token}
     )
-
-
-def _last_masked(hospital: Hospital, run: str) -> dict[str, int]:
-    """Purpose → the last round whose vector left this hospital, masked."""
-    path = hospital.run_directory(run) / "masked.json"
-    return dict(read_json(path)) if path.exists() else {}
 
 
 def _refuse(code: str, what: str) -> Refusal:

@@ -16,12 +16,13 @@ from safetensors.numpy import save
 from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.hospital import Hospital
+from client_app.identity import roster_of
 from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
 from common.config import RunConfig
 from common.errors import ConfigError, PrivacyError
 from common.files import atomic_write
 from common.messages import Envelope, Job, Report
-from common.model import ModelSpec, build, weights_digest
+from common.model import ModelSpec, build, get_weights, weights_digest
 from common.privacy.plan import PrivacyPlan
 from common.secagg import RoundBinding
 from common.training import (
@@ -54,9 +55,11 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         metrics |= _sums(validation)
         return Report(job.run, job.round, hospital.name, metrics, update).to_record()
     values = {
-        "update": flatten({name: update[name] for name in job.weights}),
+        # In the model's own order, not in the one in which the server sent the weights: a server
+        # that permuted them for one hospital would find its update at another place of the sum.
+        "update": flatten({name: update[name] for name in get_weights(build(spec))}),
         "train-loss-sum": np.array([loss * examples]),
-        **_segments(validation),
+        **_segments(validation, hospital, job),
     }
     return _keys(job, hospital, context, binding, values, weight=examples)
 
@@ -69,18 +72,23 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     validation = _validate(job, hospital, data, spec)
     if binding is None:
         return Report(job.run, job.round, hospital.name, _sums(validation)).to_record()
-    return _keys(job, hospital, context, binding, _segments(validation), weight=1)
+    return _keys(job, hospital, context, binding, _segments(validation, hospital, job), weight=1)
 
 
 def _binding(job: Job, hospital: Hospital, context: Context, purpose: str) -> RoundBinding | None:
     """The invitation, checked before any work; None if the request, rightly, has none."""
-    secagg.wipe(context)  # whatever was left of an earlier round
     if not job.invitation:
         hospital.policy.check_plain(hospital.config.secagg)
         return None
     length = flat_length(job.weights)
     return secagg.check_invitation(
-        job.invitation, hospital, run=job.run, round=job.round, purpose=purpose, length=length
+        job.invitation,
+        hospital,
+        run=job.run,
+        round=job.round,
+        purpose=purpose,
+        length=length,
+        has_roster=roster_of(context) is not None,
     )
 
 
@@ -177,7 +185,7 @@ def _train(
     settings = TrainSettings(
         epochs=c.local_epochs,
         batch_size=c.batch_size,
-        learning_rate=c.learning_rate,
+        learning_rate=c.learning_rate_of(job.round),
         optimizer=c.optimizer,
         threads=c.threads,
         privacy=privacy,
@@ -195,7 +203,10 @@ def _train(
     return result.update, result.loss
 
 
-def _segments(result: EvalResult) -> dict[str, np.ndarray]:
+def _segments(result: EvalResult, hospital: Hospital, job: Job) -> dict[str, np.ndarray]:
+    """The validation figures; zeros if this model's have been summed up before."""
+    if secagg.validated_before(hospital, bytes.fromhex(weights_digest(job.weights))):
+        result = EvalResult(0.0, 0, 0, result.probabilities[:0])
     return {
         "val-examples": np.array([result.examples]),
         "val-correct": np.array([result.correct]),

@@ -1,8 +1,8 @@
 """What goes into a securely aggregated vector: the same at the server and at every hospital.
 
-A hospital builds the layout and the parameters from its own copy of the run config and
-compares them with the server's invitation: the server cannot ask for another scale, another
-weight or another segment than the run config says.
+A hospital builds the layout and the parameters from the run config and compares them with the
+server's invitation: a round cannot ask for another scale, weight or segment than the run began
+with. The run config itself is the coordinator's; a hospital's limits on it are its policy.
 """
 
 from __future__ import annotations

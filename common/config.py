@@ -130,6 +130,7 @@ class RunConfig:
     local_epochs: int
     batch_size: int
     learning_rate: float
+    learning_rate_schedule: str
     optimizer: str
     server_momentum: float
     model: str
@@ -156,6 +157,8 @@ class RunConfig:
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:
         """Check ``values`` (key → value; missing keys take their default) and freeze them.
 
+        Where 0 stands for a choice by privacy mode, the result holds the choice.
+
         Raises :class:`~common.errors.ConfigError` for the first key that is unknown, of the
         wrong type or out of range, then for impossible combinations.
         """
@@ -170,10 +173,23 @@ class RunConfig:
         checked: dict[str, Any] = {
             key.attribute: key.check(values.get(key.name, key.default)) for key in KEYS
         }
+        # Chosen on validation data (benchmarks/README.md): averaged models must stay close, which
+        # wants many small steps; noise wants few large ones.
+        private = checked["privacy"] != "none"
+        checked["batch_size"] = checked["batch_size"] or (32 if private else 8)
+        checked["learning_rate"] = checked["learning_rate"] or (1e-3 if private else 3e-4)
         config = cls(**checked)
         for rule in RULES:
             rule(config)
         return config
+
+    def learning_rate_of(self, round: int) -> float:
+        """The learning rate of ``round`` (1 … rounds)."""
+        if self.learning_rate_schedule == "constant":
+            return self.learning_rate
+        held = 0.6 if self.learning_rate_schedule == "late-cosine" else 0.0
+        done = min(max(((round - 1) / self.rounds - held) / (1.0 - held), 0.0), 1.0)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def as_dict(self) -> dict[str, Value]:
         """Key → value with the run-config names (dashes), in the table's order."""
@@ -203,7 +219,7 @@ KEYS: tuple[Key, ...] = (
         meaning="Dirichlet concentration; smaller is more skewed"),
     Key(name="partition-min-size", default=20, low=2, high=1_000_000,
         meaning="fewest images a simulated hospital may hold; less is refused"),
-    Key(name="rounds", default=10, low=1, high=100_000,
+    Key(name="rounds", default=36, low=1, high=100_000,
         meaning="synchronous rounds (the paper: 50)"),
     Key(name="fraction", default=1.0, low=0.0, low_open=True, high=1.0,
         meaning="share of the hospitals asked in each round"),
@@ -211,12 +227,16 @@ KEYS: tuple[Key, ...] = (
         meaning="share of the hospitals asked that must contribute, else the round fails"),
     Key(name="round-timeout", default=3600.0, low=0.0, low_open=True, high=604_800.0,
         meaning="seconds that hospitals have to train in a round"),
-    Key(name="local-epochs", default=3, low=1, high=1000,
-        meaning="passes over a hospital's training images in each round"),
-    Key(name="batch-size", default=32, low=1, high=65_536,
-        meaning="images a step; under DP the expected size of a Poisson batch"),
-    Key(name="learning-rate", default=0.001, low=0.0, low_open=True, high=10.0,
-        meaning="of the hospital's optimizer"),
+    Key(name="local-epochs", default=1, low=1, high=1000,
+        meaning="passes over a hospital's training images in each round (the paper: 3)"),
+    Key(name="batch-size", default=0, low=0, high=65_536,
+        meaning="images a step; under DP the expected size of a Poisson batch; 0: 8, under DP 32"),
+    Key(name="learning-rate", default=0.0, low=0.0, high=10.0,
+        meaning="of the hospital's optimizer; 0: 0.0003, under DP 0.001 (the paper's)"),
+    Key(name="learning-rate-schedule", default="late-cosine",
+        choices=("constant", "cosine", "late-cosine"),
+        meaning="over the rounds: constant; cosine (half a cosine from learning-rate to 0); "
+        "late-cosine (constant for 60 % of the rounds, then cosine)"),
     Key(name="optimizer", default="adam", choices=("adam", "sgd"),
         meaning="the hospital's optimizer; fresh each round (sgd: momentum 0.9)"),
     Key(name="server-momentum", default=0.0, low=0.0, high=1.0, high_open=True,
@@ -250,7 +270,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="update-range", default=1.0, low=0.0, low_open=True, high=1e6,
         meaning="largest change of one weight in a round; beyond it is clipped, and the "
         "hospital's log says how often"),
-    Key(name="max-examples", default=16_384, low=1, high=1_000_000_000,
+    Key(name="max-examples", default=16_384, low=1, high=1_000_000,
         meaning="most images a hospital may hold under secure aggregation"),
     Key(name="stage-timeout", default=60.0, low=0.0, low_open=True, high=86_400.0,
         meaning="seconds for each stage of secure aggregation after training"),

@@ -20,6 +20,9 @@ from common.errors import ConsiliumError, ProtocolError
 
 VERSION = 1
 
+RAW = "consilium.bytes"
+"""Serialisation type of arrays that are bytes as they are, with no header and no copy."""
+
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -187,11 +190,11 @@ class Envelope:
 
     def to_record(self) -> RecordDict:
         """As Flower records; the payload as an array, which Flower sends in chunks."""
-        payload = np.frombuffer(self.payload, dtype=np.uint8)
+        payload = Array("uint8", (len(self.payload),), RAW, self.payload)
         return RecordDict(
             {
                 "envelope": ConfigRecord({"version": VERSION}),
-                "payload": ArrayRecord({"bytes": Array(payload)}),
+                "payload": ArrayRecord({"bytes": payload}),
             }
         )
 
@@ -199,10 +202,10 @@ class Envelope:
     def from_record(cls, record: RecordDict) -> Envelope:
         """Read and check; ProtocolError for anything malformed."""
         _head(record, "envelope")
-        payload = record_to_arrays(record, "payload").get("bytes")
-        if payload is None or payload.dtype != np.uint8 or payload.ndim != 1:
+        payload = record.array_records.get("payload", ArrayRecord()).get("bytes")
+        if payload is None or payload.stype != RAW:
             raise ProtocolError("an envelope holds no bytes", "update the sender")
-        return cls(payload.tobytes())
+        return cls(payload.data)
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,7 @@ def evaluate(
     from deploy.evaluate import evaluate_file
 
     typer.echo(json.dumps(evaluate_file(model, data, split), indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -92,6 +92,15 @@ def ask(
     return answers
 
 
+def tell(grid: Grid, nodes: Mapping[str, int], *, message_type: str, content: RecordDict) -> None:
+    """Send a message to which no answer is awaited, to whoever is there."""
+    messages = [
+        Message(content, node, message_type, group_id="", ttl=3600.0) for node in nodes.values()
+    ]
+    if messages:
+        list(grid.push_messages(messages))
+
+
 def _take(
     reply: Message,
     name: str,

@@ -80,6 +80,11 @@ class FedAvg:
                     f"round {number} failed: {problem}; the model is unchanged",
                     f"mend what the round's record names, then go on with resume={self.store.run}",
                 )
+        if self.store.records[-1]["status"] != "ok":
+            raise RoundError(
+                f"the last round, {self.config.rounds}, had failed, and none is left",
+                "evaluate the last good model, or start a new run from it",
+            )
         final = self._exchange(self.directory.names, self.config.rounds, weights, train=False)
         self.store.set_validation(self.config.rounds, final.validation())
         return weights

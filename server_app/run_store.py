@@ -67,15 +67,13 @@ class RunStore:
     def resume(cls, run: str, config: Mapping[str, Any]) -> RunStore:
         """An earlier run, with its complete rounds; ConfigError if it is another run's sequel.
 
-        Only the number of rounds without DP, timeouts and the like may change: the rest decides
-        what the model and its ε mean.
+        Only timeouts and the like may change, and the number of rounds where neither noise nor
+        learning rates were laid out for it: the rest decides what the model and its ε mean.
         """
         directory = runs_directory() / check_run_id(run)
         before = read_json(directory / "config.json")
         for key, value in config.items():
-            fixed = key not in MAY_CHANGE_ON_RESUME or (
-                key == "rounds" and config["privacy"] != "none"
-            )
+            fixed = key not in MAY_CHANGE_ON_RESUME or (key == "rounds" and _rounds_fixed(config))
             if fixed and before.get(key) != value:
                 raise ConfigError(
                     f"run {run} had {key}={before.get(key)!r}, but is resumed with {value!r}",
@@ -141,6 +139,11 @@ class RunStore:
                 shutil.copyfile(self.model_path(round_), temporary)
                 os.replace(temporary, self.directory / f"{name}.safetensors")
         write_json(self.directory / "summary.json", summary)
+
+
+def _rounds_fixed(config: Mapping[str, Any]) -> bool:
+    """Whether what was done so far hung on the number of rounds: the noise, or the schedule."""
+    return bool(config["privacy"] != "none" or config["learning-rate-schedule"] != "constant")
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from common.messages import Envelope, Job
 from common.model import weights_digest
 from common.secagg import RoundBinding, ServerRound, decode
 from common.secagg.masks import RingArray
-from server_app.exchange import Absence, ask
+from server_app.exchange import Absence, ask, tell
 from server_app.rounds import Outcome
 
 
@@ -102,6 +102,10 @@ def secure_round(
     except RoundError as error:
         failure = error.what
     outcome = server.outcome
+    # Who dropped, or was cut off by a failure, still holds this round's secrets.
+    left = set(cohort) if failure is not None else set(outcome.dropped)
+    stragglers = {name: cohort[name] for name in sorted(left)}
+    tell(grid, stragglers, message_type="query.close", content=RecordDict())
     stages = {"advertise": "train" if train else "validate"}
     absent = [
         Absence(name, stages.get(d.stage, d.stage), d.reason)

@@ -107,7 +107,8 @@ def _prv(key: _Key, delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = list(key)
-    return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
+    with np.errstate(all="ignore"):  # it takes logarithms of zero on purpose
+        return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
 
 
 def _pld(key: _Key, delta: float) -> float:

@@ -19,7 +19,8 @@ from common.secagg.keys import KEY_BYTES
 
 RingArray: TypeAlias = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
+"""Fits the second-level cache together with the part of the vector that it is added to."""
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 
 

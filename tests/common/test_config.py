@@ -20,7 +20,10 @@ RELIED_ON = [
 
 
 def test_defaults_are_a_valid_configuration() -> None:
-    assert RunConfig.parse({}).as_dict() == {key.name: key.default for key in KEYS}
+    chosen = {"batch-size": 32, "learning-rate": 1e-3}
+    assert RunConfig.parse({}).as_dict() == {key.name: key.default for key in KEYS} | chosen
+    plain = RunConfig.parse({"privacy": "none"})
+    assert (plain.batch_size, plain.learning_rate) == (8, 3e-4)
 
 
 def test_names_that_later_work_relies_on_exist() -> None:
@@ -70,6 +73,23 @@ def test_what_is_wrong_is_said_with_what_to_do(values: dict[str, object], names:
 
 def test_an_integer_is_taken_where_a_float_is_asked_for() -> None:
     assert RunConfig.parse({"epsilon": 3}).epsilon == 3.0
+
+
+def test_the_learning_rate_falls_along_a_half_cosine() -> None:
+    config = RunConfig.parse(
+        {"rounds": 10, "learning-rate": 0.1, "learning-rate-schedule": "cosine"}
+    )
+    rates = [config.learning_rate_of(r) for r in range(1, 11)]
+    assert rates[0] == 0.1
+    assert rates == sorted(rates, reverse=True)
+    assert rates[5] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 0.01
+    constant = RunConfig.parse({"learning-rate-schedule": "constant", "learning-rate": 0.1})
+    assert constant.learning_rate_of(7) == 0.1
+    late = RunConfig.parse({"rounds": 10, "learning-rate": 0.1})
+    rates = [late.learning_rate_of(r) for r in range(1, 11)]
+    assert rates[:7] == [0.1] * 7
+    assert rates[7] > rates[8] > rates[9] > 0
 
 
 def test_resnet9_is_allowed_without_privacy() -> None:

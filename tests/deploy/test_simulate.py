@@ -14,12 +14,14 @@ from tests.server_app.test_federation import TINY
 CONSILIUM = str(Path(sys.executable).parent / "consilium")
 
 
-def simulate(hospitals: int, **settings: object) -> subprocess.CompletedProcess[str]:
+def simulate(
+    hospitals: int, *, timeout: float = 240, **settings: object
+) -> subprocess.CompletedProcess[str]:
     command = [CONSILIUM, "simulate", "--hospitals", str(hospitals)]
     for name, value in settings.items():
         shown = str(value).lower() if isinstance(value, bool) else str(value)
         command += ["--set", f"{name}={shown}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
 
 
 def superlinks() -> list[str]:

@@ -19,7 +19,7 @@ from server_app.run_store import runs_directory
 TINY: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "iid", "rounds": 2,
     "local-epochs": 1, "batch-size": 16, "model-width": 0.03125, "privacy": "none",
-    "partition-min-size": 5, "secagg": False,
+    "partition-min-size": 5, "secagg": False, "learning-rate-schedule": "constant",
 }  # fmt: skip
 
 

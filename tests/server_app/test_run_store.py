@@ -11,7 +11,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, ProtocolError
 from server_app.run_store import RunStore, runs_directory
 
-CONFIG = RunConfig.parse({"privacy": "none"}).as_dict()
+CONFIG = RunConfig.parse({"privacy": "none", "learning-rate-schedule": "constant"}).as_dict()
 
 
 def weights(value: float) -> dict[str, np.ndarray]:
@@ -72,11 +72,12 @@ def test_a_run_is_not_resumed_as_another(key: str, value: object) -> None:
         RunStore.resume(store.run, {**CONFIG, key: value})
 
 
-def test_private_runs_keep_their_number_of_rounds() -> None:
-    """The noise was calibrated for it: more rounds would cost more than was promised."""
-    store = RunStore.create({**CONFIG, "privacy": "local"})
+@pytest.mark.parametrize("laid_out", [{"privacy": "local"}, {"learning-rate-schedule": "cosine"}])
+def test_what_was_laid_out_for_a_number_of_rounds_keeps_it(laid_out: dict[str, str]) -> None:
+    """Noise is calibrated for all rounds: more would cost more than was promised."""
+    store = RunStore.create({**CONFIG, **laid_out})
     with pytest.raises(ConfigError, match="rounds"):
-        RunStore.resume(store.run, {**CONFIG, "privacy": "local", "rounds": 20})
+        RunStore.resume(store.run, {**CONFIG, **laid_out, "rounds": 20})
 
 
 def test_a_run_that_is_not_there_is_named() -> None:
