@@ -107,6 +107,10 @@ class InProcessGrid(Grid):
         """The hospital's process dies and returns: its node forgets the round's state."""
         self.contexts[partition_id] = self._context(partition_id)
 
+    def close(self) -> None:
+        """Wait until every message on its way has been handled."""
+        self._pool.shutdown(wait=True)
+
     def set_run(self, run: Run) -> None:
         """Nothing to set: there is one run."""
 
