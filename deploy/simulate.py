@@ -58,6 +58,8 @@ def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = Fal
             "the Flower app's pyproject.toml is not beside the installed packages",
             "work in a clone of the repository, installed with `pip install -e .`",
         )
+    # Told to stop, take everything down again first: an exit runs the clean-up, a signal does not.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run = str(values.get("resume") or "") or new_run_id()
     home = runs_directory() / run
     flower_home = consilium_home() / "flower" / run
@@ -103,6 +105,7 @@ def _superlink(flower_home: Path, environment: Mapping[str, str]) -> Iterator[st
         yield f"127.0.0.1:{port}"
     finally:
         _end(process)
+        _end_leftovers(environment["CONSILIUM_RUN"])
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -132,6 +135,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(patience)
         except subprocess.TimeoutExpired:
             continue
+
+
+def _end_leftovers(run: str) -> None:
+    """SIGKILL to what the run has started and not ended: Ray's processes leave the group.
+
+    They are known by their environment, which holds the run's id; this process and those above
+    it are spared. Where there is no /proc, nothing is done.
+    """
+    spared, pid = set(), os.getpid()
+    while pid > 1:
+        spared.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    mark = f"CONSILIUM_RUN={run}".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in entry.read_bytes().split(b"\0") and int(entry.parent.name) not in spared:
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue  # ended meanwhile, or somebody else's
 
 
 def _flwr_run(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from deploy.inprocess import run_in_process
@@ -24,9 +27,17 @@ def simulate(
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
 
 
-def superlinks() -> list[str]:
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [x for x in listing.stdout.splitlines() if "flower-superlink" in x]
+def left_behind() -> list[str]:
+    """Command lines of processes that a run of this test's home has started."""
+    home = str(runs_directory().parent).encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if home in (entry / "environ").read_bytes() and int(entry.name) != os.getpid():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
 
 
 def test_flwr_run_and_the_in_process_grid_give_the_same_model_bit_for_bit() -> None:
@@ -40,11 +51,30 @@ def test_flwr_run_and_the_in_process_grid_give_the_same_model_bit_for_bit() -> N
     for name in ("round-0000", "round-0001", "round-0002", "model", "best"):
         file = f"{name}.safetensors"
         assert (real / file).read_bytes() == (direct / file).read_bytes(), name
-    assert superlinks() == []
+    assert left_behind() == []
 
 
 def test_a_run_that_fails_exits_non_zero_says_why_and_leaves_no_process() -> None:
     answer = simulate(2, **{**TINY, "partition-min-size": 5000})
     assert answer.returncode == 1
     assert "minimum" in answer.stdout + answer.stderr
-    assert superlinks() == []
+    assert left_behind() == []
+
+
+def test_a_run_that_is_told_to_stop_takes_everything_down() -> None:
+    command = [CONSILIUM, "simulate", "--hospitals", "2"]
+    for name, value in {**TINY, "rounds": 500}.items():
+        shown = str(value).lower() if isinstance(value, bool) else str(value)
+        command += ["--set", f"{name}={shown}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "has started" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    deadline = time.monotonic() + 10
+    while left_behind() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left_behind() == []
