@@ -16,18 +16,20 @@ from server_app.run_store import runs_directory
 
 HOSPITALS = 10
 
-# Chosen on the synthetic set's validation split for a few minutes on two cores (see
-# benchmarks/README.md): large Poisson batches and few steps, which suits small hospitals.
+# For a few minutes on two cores. Tried on the synthetic validation split, one seed: Adam at 1e-3
+# to 2e-3 stayed near guessing, SGD at 0.25 to 1 reached 43 to 48 %.
 SETTINGS: dict[str, Value] = {
     "model-width": 0.125,
     "partition": "iid",
     "rounds": 10,
     "local-epochs": 1,
     "batch-size": 128,
-    "learning-rate": 0.002,
+    "optimizer": "sgd",
+    "learning-rate": 0.2,
     "clipping-norm": 1.0,
     "privacy": "local",
     "epsilon": 6.0,
+    "secagg": True,
 }
 
 
@@ -59,8 +61,9 @@ def main() -> int:
     RunConfig.parse(values)
     console.print(
         Panel(
-            f"{told}\n\n{HOSPITALS} hospitals, FedAvg, each trains with differential privacy: "
-            f"ε = {values['epsilon']} for the whole training.",
+            f"{told}\n\n{HOSPITALS} hospitals, FedAvg, secure aggregation (the server sees sums "
+            f"only), each trains with differential privacy: ε = {values['epsilon']} for the whole "
+            "training. Such noise costs small hospitals much accuracy; the report says how much.",
             title="consilium demo",
         )
     )
