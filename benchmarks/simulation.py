@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.files import read_json, write_json
-from server_app.run_store import new_run_id, runs_directory
+from server_app.run_store import runs_directory
 
 RESULTS = Path(__file__).parent / "results" / "simulation.json"
 HOSPITALS = 10
@@ -44,7 +43,7 @@ def run_cell(data: Path, cell: str, seed: int, extra: list[str]) -> dict[str, An
         command += ["--set", assignment]
     before = set(runs_directory().glob("*"))
     started = time.monotonic()
-    subprocess.run(command, check=True, env={**os.environ, "CONSILIUM_RUN": new_run_id()})
+    subprocess.run(command, check=True)
     seconds = time.monotonic() - started
     (directory,) = set(runs_directory().glob("*")) - before
     summary = read_json(directory / "summary.json")

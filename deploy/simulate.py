@@ -43,8 +43,8 @@ SWITCHES = {
     "PYTHONUNBUFFERED": "1",
 }
 _NOISE = re.compile(
-    r"^(INFO|DEBUG|WARNING)\s*:|^\(ClientAppActor|^\(raylet|Successfully started run"
-    r"|^\x1b\[|Starting Flower|FutureWarning|warnings\.warn"
+    r"^(\d\d/\d\d/\d{4} [\d:]+:)?(\x1b\[\d+m)?(INFO|DEBUG|WARNING)|^\(ClientAppActor|^\(raylet"
+    r"|Successfully (started|installed)|FutureWarning|UserWarning|warnings\.warn|loss\.backward"
 )
 
 

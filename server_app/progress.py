@@ -40,7 +40,9 @@ class Progress:
     def partition(self, table: Mapping[str, Any]) -> None:
         """Who holds what (simulation)."""
         shown = Table(title=f"Who holds what ({table['scheme']})", title_justify="left")
-        shown.add_column("hospital")
+        shown.add_column(
+            "hospital", no_wrap=True, min_width=max(len(r["name"]) for r in table["hospitals"])
+        )
         for column in ("train", "val", *table["classes"]):
             shown.add_column(str(column), justify="right", overflow="fold")
         for row in table["hospitals"]:
