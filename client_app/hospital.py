@@ -31,6 +31,8 @@ class Hospital:
     config: RunConfig
     partition_id: int
     num_partitions: int
+    flower_run: int = 0
+    """Flower's id of the run: the SuperLink's, not the ServerApp's, to choose."""
     policy: HospitalPolicy = field(default_factory=HospitalPolicy.for_simulation)
 
     @classmethod
@@ -50,6 +52,7 @@ class Hospital:
             config=RunConfig.parse(context.run_config),
             partition_id=partition_id,
             num_partitions=int(node["num-partitions"]),
+            flower_run=context.run_id,
             policy=_policy(node.get("policy")),
         )
 

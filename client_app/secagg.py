@@ -46,11 +46,12 @@ def wipe(context: Context) -> None:
 class Once:
     """Marks on the hospital's disk: which round is at hand, which of its stages were answered.
 
-    Not in any one run's directory: the run's name is the server's to choose.
+    Kept by Flower's run, not by the name that the ServerApp gives to its run: a coordinator who
+    starts a new Flower run, from the same seed perhaps, starts a new count.
     """
 
     def __init__(self, hospital: Hospital) -> None:
-        self._folder = hospital.home / "secagg" / hospital.name
+        self._folder = hospital.home / "secagg" / str(hospital.flower_run) / hospital.name
 
     def begin(self) -> str:
         """A new round: its token. Stages of every earlier one are refused from now on."""

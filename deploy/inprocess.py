@@ -8,6 +8,7 @@ hospitals fail at a chosen moment.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,6 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1
-RUN_ID = 1
 
 CLIENT_APP_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
@@ -79,7 +79,9 @@ class InProcessGrid(Grid):
     workers: int = 1
 
     def __post_init__(self) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 1
+        self.run_id = secrets.randbits(62)
+        TaskIdentity.run_id, TaskIdentity.node_id = self.run_id, SERVER_NODE
+        TaskIdentity.task_id = 1
         self.contexts = {i: self._context(i) for i in range(self.num_hospitals)}
         self.offline: set[int] = set()
         """Partition ids of hospitals that are not connected."""
@@ -92,7 +94,7 @@ class InProcessGrid(Grid):
 
     def _context(self, i: int) -> Context:
         return Context(
-            run_id=RUN_ID,
+            run_id=self.run_id,
             node_id=self._node(i),
             node_config={"partition-id": i, "num-partitions": self.num_hospitals},
             state=RecordDict(),
@@ -117,7 +119,7 @@ class InProcessGrid(Grid):
     @property
     def run(self) -> Run:
         """An empty run with this grid's id."""
-        return Run.create_empty(RUN_ID)
+        return Run.create_empty(self.run_id)
 
     def create_message(
         self,
@@ -223,7 +225,7 @@ def run_in_process(
     server_app(
         grid,
         Context(
-            run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(),
+            run_id=grid.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(),
             run_config=run_config,
         ),
     )  # fmt: skip

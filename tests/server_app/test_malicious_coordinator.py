@@ -61,6 +61,12 @@ def test_a_model_is_summed_once_whatever_the_server_calls_the_run_or_the_round(
         assert reasons(again) == {"refused: secagg-repeated"}
 
 
+def test_the_same_seed_may_be_run_again(weights: dict[str, np.ndarray]) -> None:
+    """A second experiment starts from the same first weights: another Flower run."""
+    for _ in range(2):
+        run_in_process({**TINY, "rounds": 1}, num_hospitals=5)
+
+
 def test_after_a_failed_round_the_next_one_may_start_from_the_same_model(
     grid: InProcessGrid, weights: dict[str, np.ndarray]
 ) -> None:
