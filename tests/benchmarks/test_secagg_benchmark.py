@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import secagg
+import benchmarks
 from benchmarks.measure import CpuClock, OverTime
-from benchmarks.secagg import Case, layer_lengths, measure, measure_masks, run_cells
+from benchmarks.secagg.__main__ import RESULTS
+from benchmarks.secagg.case import MAX_WEIGHT, PARAMETERS, RANGE, Case, layer_lengths
+from benchmarks.secagg.cells import PROTOCOLS, measure, run_cells
+from benchmarks.secagg.figures import Measured, Row
+from benchmarks.secagg.masks import measure_masks
+from benchmarks.secagg.tables import show
 from common.files import read_json
 from common.secagg import SecAggParams, update_layout
 
@@ -26,10 +31,10 @@ KEYS = {
 
 def fixed_point_error(case: Case) -> float:
     """The most that rounding to our fixed point can move the mean, as a fraction of the range."""
-    layout = update_layout(case.parameters, bound=secagg.RANGE, max_weight=secagg.MAX_WEIGHT)
+    layout = update_layout(case.parameters, bound=RANGE, max_weight=MAX_WEIGHT)
     scale = layout.plan(SecAggParams(max_cohort=case.hospitals))[0].scale
     weights = sum(map(case.weight, case.survivors))
-    return len(case.survivors) / scale / weights / secagg.RANGE
+    return len(case.survivors) / scale / weights / RANGE
 
 
 @pytest.mark.parametrize(("hospitals", "dropouts"), [(5, 0), (5, 1), (7, 1)])
@@ -57,30 +62,30 @@ def test_results_are_kept_cell_by_cell_and_not_measured_twice(
     out, console = tmp_path / "rows.json", Console(quiet=True)
     cases = [Case(parameters=100, hospitals=5, dropouts=lost) for lost in (0, 1)]
 
-    def run(fresh: bool = False, chosen: list[Case] = cases) -> list[secagg.Row]:
+    def run(fresh: bool = False, chosen: list[Case] = cases) -> list[Row]:
         return run_cells(chosen, out, repeat=2, limit=60, fresh=fresh, console=console)
 
     first = run(chosen=cases[:1])
     assert [row["repeats"] for row in first] == [2]
 
-    def broken(case: Case, clock: CpuClock) -> secagg.Measured:
+    def broken(case: Case, clock: CpuClock) -> Measured:
         raise IndexError("list index out of range")
 
     # Stock cannot run: the row says why, ours still has its figures, and the finished cell stays.
-    monkeypatch.setitem(secagg.PROTOCOLS, "stock", broken)
+    monkeypatch.setitem(PROTOCOLS, "stock", broken)
     rows = run()
     assert rows[0] == first[0]
     assert rows[1]["error"] == "stock: IndexError: list index out of range"
     assert rows[1]["ours_cpu_s"] > 0
     assert rows[1]["stock_cpu_s"] is rows[1]["ratio_cpu"] is None
-    secagg.show(rows, None, console)
+    show(rows, None, console)
     monkeypatch.undo()
 
     # A cell with an error is tried again.
     rows = run()
     assert rows[0] == first[0] and rows[1]["error"] is None
     assert read_json(out) == rows
-    secagg.show(rows, measure_masks(100, repeat=1), console)
+    show(rows, measure_masks(100, repeat=1), console)
     assert run(fresh=True)[0] != first[0]
 
 
@@ -98,11 +103,15 @@ def test_a_cell_that_takes_too_long_is_left_out() -> None:
 
 
 def test_the_layers_are_the_models() -> None:
-    assert sum(layer_lengths(secagg.PARAMETERS)) == secagg.PARAMETERS
-    assert layer_lengths(secagg.PARAMETERS)[:2] == [1728, 64]
-    assert layer_lengths(secagg.PARAMETERS)[-2:] == [4096, 8]
+    assert sum(layer_lengths(PARAMETERS)) == PARAMETERS
+    assert layer_lengths(PARAMETERS)[:2] == [1728, 64]
+    assert layer_lengths(PARAMETERS)[-2:] == [4096, 8]
     assert layer_lengths(1800) == [1728, 64, 8]
     assert sum(layer_lengths(5_000_000)) == 5_000_000
+
+
+def test_results_are_beside_the_other_benchmarks() -> None:
+    assert Path(benchmarks.__path__[0]).resolve() / "results" / "secagg.json" == RESULTS
 
 
 def test_time_is_charged_to_one_account_at_a_time() -> None:
