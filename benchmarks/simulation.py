@@ -47,6 +47,7 @@ def run_cell(data: Path, cell: str, seed: int, extra: list[str]) -> dict[str, An
     seconds = time.monotonic() - started
     (directory,) = set(runs_directory().glob("*")) - before
     summary = read_json(directory / "summary.json")
+    last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
     config = read_json(directory / "config.json")
     return {
         "cell": cell, "seed": seed, "hospitals": HOSPITALS, "privacy": config["privacy"],
@@ -56,6 +57,7 @@ def run_cell(data: Path, cell: str, seed: int, extra: list[str]) -> dict[str, An
         "epsilon": summary["epsilon"], "delta": summary["delta"],
         "test_accuracy": summary["test_accuracy"], "test_macro_f1": summary["test_macro_f1"],
         "test_macro_auc": summary["test_macro_auc"], "wall_s": round(seconds, 1),
+        "best_round": summary["best_round"], "last_round_test_accuracy": last["test"]["accuracy"],
         "source": summary["source"], "source_sha256": summary["source_sha256"],
     }  # fmt: skip
 

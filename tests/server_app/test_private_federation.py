@@ -93,6 +93,9 @@ def test_a_resumed_private_run_goes_on_with_the_same_promise(
 
 
 def test_a_server_that_asks_for_more_rounds_than_were_planned_is_refused() -> None:
+    from flwr.app import Context, RecordDict
+
+    from client_app.data import data_of, model_spec
     from client_app.hospital import Hospital
     from client_app.work import train_job
     from common.config import KEYS, RunConfig
@@ -103,18 +106,19 @@ def test_a_server_that_asks_for_more_rounds_than_were_planned_is_refused() -> No
     values = {key.name: key.default for key in KEYS} | PRIVATE
     home = consilium_home() / "simulation"
     hospital = Hospital("hospital-00", home, RunConfig.parse(values), 0, 2)
-    spec = hospital.model_spec(hospital.data())
+    context = Context(1, 1, {}, RecordDict(), {})
+    spec = model_spec(hospital.config, data_of(hospital))
     weights = get_weights(build(spec, seed=0))
     for number in (1, 2, 3):
-        train_job(Job("run-1", number, spec.digest(), weights), hospital)
+        train_job(Job("run-1", number, spec.digest(), weights), hospital, context)
     with pytest.raises(PrivacyError, match="all 3 rounds"):
-        train_job(Job("run-1", 4, spec.digest(), weights), hospital)
+        train_job(Job("run-1", 4, spec.digest(), weights), hospital, context)
     # Nor does another noise, or another number of rounds, make the file start anew.
     looser = Hospital(
         "hospital-00", home, RunConfig.parse({**values, "epsilon": 60.0, "rounds": 99}), 0, 2
     )
     with pytest.raises(PrivacyError, match="not those of its first round"):
-        train_job(Job("run-1", 4, spec.digest(), weights), looser)
+        train_job(Job("run-1", 4, spec.digest(), weights), looser, context)
 
 
 def test_what_a_hospital_keeps_is_for_its_owner_only() -> None:

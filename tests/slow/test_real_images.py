@@ -22,20 +22,26 @@ def run(blood: Path, **settings: Any) -> tuple[dict[str, Any], float]:
     seconds = time.monotonic() - started
     assert answer.returncode == 0, answer.stdout + answer.stderr
     (directory,) = set(runs_directory().glob("*")) - before
-    return json.loads((directory / "summary.json").read_text()), seconds
+    last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
+    summary = json.loads((directory / "summary.json").read_text())
+    return summary | {"last_test_accuracy": last["test"]["accuracy"]}, seconds
 
 
 def test_ten_hospitals_reach_91_percent_within_15_minutes_with_and_without_secagg(
     blood: Path,
 ) -> None:
-    """The paper lost 0.65 points to secure aggregation; here it is at most 0.1."""
+    """The paper lost 0.65 points to secure aggregation; here it is at most 0.1.
+
+    Compared after the last round, the same in both: which round validates best may differ.
+    """
     settings = {"partition": "size-skew", "model-width": 0.25, "privacy": "none"}
     plain, seconds = run(blood, secagg=False, **settings)
     assert plain["test_accuracy"] >= 0.91
     assert seconds < 900
     secure, seconds = run(blood, secagg=True, **settings)
     assert seconds < 900
-    assert abs(secure["test_accuracy"] - plain["test_accuracy"]) <= 0.001
+    assert secure["test_accuracy"] >= 0.91
+    assert abs(secure["last_test_accuracy"] - plain["last_test_accuracy"]) <= 0.001
 
 
 def test_a_private_run_keeps_epsilon_at_every_hospital_by_both_accountants(blood: Path) -> None:
