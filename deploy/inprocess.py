@@ -8,8 +8,10 @@ hospitals fail at a chosen moment.
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -195,8 +197,17 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Not used by consilium, which polls by itself (server_app/exchange.py)."""
-        raise NotImplementedError("use push_messages and pull_messages")
+        """Push, then pull until all answers are there or ``timeout`` seconds are over."""
+        waiting = [message_id for message_id in self.push_messages(messages) if message_id]
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            came = list(self.pull_messages(waiting))
+            replies += came
+            answered = {reply.metadata.reply_to_message_id for reply in came}
+            waiting = [message_id for message_id in waiting if message_id not in answered]
+            time.sleep(0.005)
+        return replies
 
 
 def _travel(record: RecordDict) -> RecordDict:
