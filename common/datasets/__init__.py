@@ -1,8 +1,10 @@
 """Images with labels from a file, a folder, MedMNIST or a generator, all in one shape.
 
 ``load`` takes the run config's ``dataset`` and ``data-path``; ``split_train_val`` divides one
-hospital's images; ``load_folder_as_one`` reads a hospital's own folder. Importing this package
-costs NumPy only, and no deep-learning library is ever loaded.
+hospital's images; ``load_folder_as_one`` reads a hospital's own folder, by class folders or by a
+manifest. An :class:`ImageSet` says which picture each image is and whose, so that privacy can be
+accounted for across data set versions. Importing this package costs NumPy only, and no
+deep-learning library is ever loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from common.datasets.base import SPLITS, Dataset, ImageSet, IntArray, UInt8Array
 from common.datasets.folder import load_folder, load_folder_as_one
+from common.datasets.identity import patient_digest, picture_digest
+from common.datasets.manifest import MANIFEST
 from common.datasets.medmnist_source import cached_file, fetch, load_medmnist, medmnist_names
 from common.datasets.npz import load_npz
 from common.datasets.splitting import split_train_val
@@ -21,6 +25,7 @@ from common.datasets.synthetic import make_images, make_synthetic
 from common.errors import DataError
 
 __all__ = [
+    "MANIFEST",
     "SPLITS",
     "Dataset",
     "ImageSet",
@@ -36,6 +41,8 @@ __all__ = [
     "make_images",
     "make_synthetic",
     "medmnist_names",
+    "patient_digest",
+    "picture_digest",
     "split_train_val",
 ]
 
@@ -68,8 +75,8 @@ def load(
     if dataset in _WITH_PATH and not data_path:
         raise DataError(
             f"dataset={dataset} needs a path, and data-path is empty.",
-            "Set data-path to the npz file or the folder with one folder for each class, or use "
-            "dataset=synthetic.",
+            "Set data-path to the npz file, or to the folder with a manifest.csv or one folder for "
+            "each class, or use dataset=synthetic.",
         )
     if dataset not in _WITH_PATH and data_path:
         # Ignoring it would train on other images than the user believes.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from common.datasets.identity import DIGEST_BYTES, digest_keys, link, picture_digests
 from common.errors import DataError
 
 UInt8Array = NDArray[np.uint8]
@@ -25,14 +27,22 @@ def _no_groups() -> IntArray:
     return np.empty(0, dtype=np.int64)
 
 
+def _no_patients() -> UInt8Array:
+    return np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with labels and groups, all of the same length N (which may be 0).
+    """Images with labels, groups and identities, all of the same length N (which may be 0).
 
     ``images`` is uint8 of shape (N, H, W, C) with C = 1 or 3; ``labels`` is int64 (N,), never
     negative; ``groups`` is int64 (N,): images with the same number belong together (one patient,
-    or byte-identical files) and must never be separated by a split. Without groups every image
-    is its own. Sets may share memory (a cache, a view): treat the arrays as read-only.
+    or identical pictures) and must never be separated by a split. Without groups every image is
+    its own. ``patients`` is uint8 (N, 16): whose picture it is
+    (:func:`~common.datasets.identity.patient_digest`), zeros where no patient is known.
+    ``known_digests``, uint8 (N, 16), says which picture it is where the source has a larger
+    original than ``images``; readers use :attr:`digests`. Sets may share memory (a cache, a
+    view): treat the arrays as read-only.
 
     Raises :class:`DataError` when shapes, dtypes or lengths are not as above.
     """
@@ -40,6 +50,8 @@ class ImageSet:
     images: UInt8Array
     labels: IntArray
     groups: IntArray = field(default_factory=_no_groups)
+    patients: UInt8Array = field(default_factory=_no_patients)
+    known_digests: UInt8Array | None = None
 
     def __post_init__(self) -> None:
         """Check every guarantee that the class states."""
@@ -70,13 +82,64 @@ class ImageSet:
                 f"for {len(images)} images.",
                 "Give one int64 group (patient) number for each image, or none at all.",
             )
+        if self.patients.size == 0:
+            nobody = np.zeros((len(images), DIGEST_BYTES), dtype=np.uint8)
+            object.__setattr__(self, "patients", nobody)
+        for what, array in (("Patients", self.patients), ("Digests", self.known_digests)):
+            if array is None:
+                continue
+            if array.dtype != np.uint8 or array.shape != (len(images), DIGEST_BYTES):
+                raise DataError(
+                    f"{what} are {array.dtype} of shape {array.shape} for {len(images)} images.",
+                    f"Give one row of {DIGEST_BYTES} bytes for each image, or none at all.",
+                )
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
 
+    @cached_property
+    def digests(self) -> UInt8Array:
+        """Which pictures they are: uint8 (N, 16), equal rows for identical pictures.
+
+        See :func:`~common.datasets.identity.picture_digest`. Of the picture as its source holds
+        it, before any crop or resize; where the source holds nothing but the array (npz, MedMNIST,
+        synthetic) it is the array's, computed on first use (about 15 µs an image of 28 x 28).
+        """
+        return picture_digests(self.images) if self.known_digests is None else self.known_digests
+
+    @property
+    def has_patients(self) -> bool:
+        """True only if there are images and the patient of every one is known."""
+        return len(self) > 0 and bool(self.patients.any(axis=1).all())
+
+    def linked(self) -> IntArray:
+        """Return int64 (N,), numbers 0…U−1 of what no split may separate.
+
+        Images share a number when they share their group, their patient or their picture, or are
+        joined by a chain of such images. Asks for :attr:`digests`.
+        """
+        return link(self.groups.tolist(), digest_keys(self.patients), digest_keys(self.digests))
+
+    def units(self) -> IntArray:
+        """Return int64 (N,), numbers 0…U−1 of the privacy units where the unit is the patient.
+
+        All images of a patient are in one unit; patients who share an identical picture are one
+        unit, too. Raises :class:`DataError` unless :attr:`has_patients`: a promise to patients
+        without knowing whose the pictures are would be false.
+        """
+        if not self.has_patients:
+            unknown = int((~self.patients.any(axis=1)).sum())
+            raise DataError(
+                f"The patient is unknown for {unknown} of {len(self)} images, so that privacy "
+                "cannot be promised to patients.",
+                "Name the patient of every picture (a column patient in manifest.csv, or one "
+                "folder a patient inside each class folder), or choose the image as privacy unit.",
+            )
+        return self.linked()
+
     def subset(self, indices: ArrayLike) -> ImageSet:
-        """Return a copy of the images at integer ``indices``, in that order, groups kept.
+        """Return a copy of the images at integer ``indices``, in that order, identities kept.
 
         Raises :class:`DataError` for anything but a flat list of integers within range.
         """
@@ -94,7 +157,15 @@ class ImageSet:
                 f"in a set of {len(self)} images.",
                 "Give image numbers from 0 to the number of images less one.",
             )
-        return ImageSet(self.images[array], self.labels[array], self.groups[array])
+        # What was computed once is handed on; what nobody asked for stays uncomputed.
+        digests = self.__dict__.get("digests", self.known_digests)
+        return ImageSet(
+            self.images[array],
+            self.labels[array],
+            self.groups[array],
+            self.patients[array],
+            None if digests is None else digests[array],
+        )
 
     def class_counts(self, num_classes: int) -> IntArray:
         """Return int64 (num_classes,): images of each class; DataError for a label beyond it."""

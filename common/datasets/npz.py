@@ -2,7 +2,9 @@
 
 Images are uint8 (N, H, W) or (N, H, W, 1 or 3), labels integers (N,) or (N, 1) from 0 without a
 gap. Two keys may be added: ``{split}_groups``, integers (N,), the same number for images of the
-same patient, and ``class_names``, an array of strings. Nothing in the file is ever unpickled.
+same patient, and ``class_names``, an array of strings. A patient keeps its number in every version
+of the file: it is the patient's identity, as if it stood as text in a manifest. Nothing in the
+file is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from common.datasets.base import (
     absent_class_notes,
     file_digest,
 )
+from common.datasets.identity import patient_digests
 from common.errors import DataError
 
 _FORM = (
@@ -145,7 +148,7 @@ def _split(path: Path, arrays: Mapping[str, Any], split: str) -> ImageSet:
         )
     if f"{split}_groups" in arrays:
         groups = _integers(path, arrays[f"{split}_groups"], f"{split}_groups", len(images))
-        return ImageSet(images, labels, groups)
+        return ImageSet(images, labels, groups, patient_digests(str(n) for n in groups.tolist()))
     return ImageSet(images, labels)
 
 

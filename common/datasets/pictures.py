@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.datasets.base import UInt8Array
+from common.datasets.identity import picture_digest
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,15 +23,30 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 50_000_000
 
 
-def read_picture(path: Path, image_size: int, crop: int = 0) -> tuple[UInt8Array, bool]:
-    """Return the picture as uint8 (image_size, image_size, 3) and whether it has colour.
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as the network takes it, and which one it is.
+
+    ``pixels`` is uint8 (image_size, image_size, 3), three equal channels where not ``colour``;
+    ``digest`` is the :func:`~common.datasets.identity.picture_digest` of its 8-bit pixels in full
+    resolution, before crop and resize.
+    """
+
+    pixels: UInt8Array
+    colour: bool
+    digest: bytes
+
+
+def read_picture(path: Path, image_size: int, crop: int = 0) -> Picture:
+    """Return the picture at ``image_size`` square.
 
     The centre square is cut out (``crop`` pixels wide; 0: as large as fits) and resized. A crop,
     since squeezing a rectangle would change cell shapes, which are what the classes are about;
     bilinear with area support, MedMNIST's own way, which neither rings nor leaves out pixels.
     Camera rotation is undone, transparency lies on white (the empty field of a microscope), and
     16-bit values are divided by 256: one rule for all, since stretching each picture's contrast
-    would erase differences in stain. Grey pictures have three equal channels.
+    would erase differences in stain. The digest is of the decoder's pixels: for JPEG those of
+    libjpeg-turbo, which all of Pillow's wheels use; a test holds their value.
 
     Raises :class:`DataError`, naming the file, when it is no readable picture, has more than
     ``MAX_PIXELS``, several pages, floating-point pixels, or fewer pixels than ``crop``.
@@ -69,7 +86,9 @@ def read_picture(path: Path, image_size: int, crop: int = 0) -> tuple[UInt8Array
     left, top = (plain.width - side) // 2, (plain.height - side) // 2
     square = plain.crop((left, top, left + side, top + side))
     small = square.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(small.convert("RGB"), dtype=np.uint8), small.mode == "RGB"
+    whole = np.asarray(plain, dtype=np.uint8)
+    digest = picture_digest(whole if whole.ndim == 3 else whole[..., np.newaxis])
+    return Picture(np.asarray(small.convert("RGB"), dtype=np.uint8), small.mode == "RGB", digest)
 
 
 def _too_large(path: Path, pixels: str) -> DataError:

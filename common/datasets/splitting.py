@@ -1,4 +1,4 @@
-"""Dividing labelled images without ever separating a group (a patient, identical files)."""
+"""Dividing labelled images without ever separating a group (a patient, identical pictures)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.datasets.base import ImageSet, IntArray
+from common.datasets.identity import split_keys
 from common.errors import DataError
 
 
@@ -28,6 +30,15 @@ class Units:
         if not len(chosen):
             return np.empty(0, dtype=np.int64)
         return np.sort(np.concatenate([self.members[int(u)] for u in chosen]))
+
+    def least(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Return each unit's key: the least of its images' ``keys``."""
+        return [min(keys[i] for i in images.tolist()) for images in self.members]
+
+    def ranked(self, keys: Sequence[bytes]) -> IntArray:
+        """Return all unit numbers by key."""
+        least = self.least(keys)
+        return np.array(sorted(range(len(least)), key=least.__getitem__), dtype=np.int64)
 
 
 def make_units(labels: IntArray, groups: IntArray | None = None) -> Units:
@@ -62,70 +73,99 @@ def _quotas(counts: IntArray, fraction: float) -> IntArray:
 
 
 def split_train_val(
-    images: ImageSet, fraction: float = 0.2, seed: int = 0
+    images: ImageSet, fraction: float = 0.2, seed: int = 0, *, independent: bool = False
 ) -> tuple[ImageSet, ImageSet]:
     """Divide ``images`` into training and validation, about ``fraction`` of them for the latter.
 
-    Deterministic for a seed; stratified by class as far as the groups allow; a group is never
-    on both sides; neither side is empty; the images keep their order. Raises
-    :class:`DataError` for a fraction outside (0, 1) or fewer than two groups.
+    Stratified by class as far as the groups allow; a group, a patient or an identical picture is
+    never on both sides; neither side is empty; the images keep their order. The units of a class
+    are ranked by a hash of what they are (patient or picture) and of ``seed``, and cut at the
+    fraction: the same images always fall the same way, in whatever order and under whatever name
+    they come, and further images move only units next to the cut.
+
+    ``independent``: a unit's side depends on nothing but itself (validation if its hash is below
+    the fraction), so that one unit more or less moves no other. Differential privacy for one unit
+    assumes that; the price is that neither the fraction nor the classes are met exactly. Only
+    where a side would be empty does the unit with the least, or largest, hash go there.
+
+    Raises :class:`DataError` for a fraction outside (0, 1) or fewer than two units.
     """
     if not 0.0 < fraction < 1.0:
         raise DataError(
             f"The validation fraction is {fraction}.", "Choose one between 0 and 1, such as 0.2."
         )
-    units = make_units(images.labels, images.groups)
+    units = make_units(images.labels, images.linked())
     if len(units.members) < 2:
         raise DataError(
             f"{len(images)} image(s) in {len(units.members)} group(s) cannot be divided "
             "into training and validation.",
             "Provide images of two patients (groups) or more.",
         )
-    rng = np.random.default_rng(seed % 2**64)
-    order = rng.permutation(len(units.members))
-    counts = np.bincount(units.labels, weights=units.sizes).astype(np.int64)
-    left = _quotas(counts, fraction)
-    chosen: list[int] = []
-    for unit in order:
-        label, size = int(units.labels[unit]), int(units.sizes[unit])
-        # A unit that overshoots is taken only where that lands nearer to the quota.
-        if left[label] > 0 and abs(left[label] - size) < left[label]:
-            chosen.append(int(unit))
-            left[label] -= size
-    if not chosen:
-        # Groups too large for any quota: the smallest one makes the validation set.
-        chosen = [int(order[np.argmin(units.sizes[order])])]
-    taken = np.zeros(len(units.members), dtype=bool)
-    taken[chosen] = True
-    if taken.all():
-        # The mirror image: quotas that swallow every group give the largest one back.
-        taken[int(order[np.argmax(units.sizes[order])])] = False
+    keys = split_keys(images.digests, images.patients, seed)
+    taken = (
+        _each_by_itself(units, keys, fraction) if independent else _ranked(units, keys, fraction)
+    )
     train = units.indices(np.flatnonzero(~taken))
     val = units.indices(np.flatnonzero(taken))
     return images.subset(train), images.subset(val)
 
 
+def _each_by_itself(units: Units, keys: Sequence[bytes], fraction: float) -> NDArray[np.bool_]:
+    least = units.least(keys)
+    taken = np.array([int.from_bytes(key[:8], "big") < fraction * 2.0**64 for key in least])
+    if not taken.any():
+        taken[min(range(len(least)), key=least.__getitem__)] = True
+    if taken.all():
+        taken[max(range(len(least)), key=least.__getitem__)] = False
+    return taken
+
+
+def _ranked(units: Units, keys: Sequence[bytes], fraction: float) -> NDArray[np.bool_]:
+    order = units.ranked(keys)
+    counts = np.bincount(units.labels, weights=units.sizes).astype(np.int64)
+    quotas = _quotas(counts, fraction)
+    taken = np.zeros(len(units.members), dtype=bool)
+    for label, quota in enumerate(quotas.tolist()):
+        left = quota
+        for unit in order[units.labels[order] == label]:
+            size = int(units.sizes[unit])
+            if size >= 2 * quota:  # would overshoot by more than it fills, wherever it ranks
+                continue
+            # A plain cut: filling the rest with smaller units further down would come nearer to
+            # the quota, but twice as many images would change sides when one is added.
+            if left <= 0 or size >= 2 * left:
+                break
+            taken[unit] = True
+            left -= size
+    if not taken.any():
+        # Groups too large for any quota: the smallest one makes the validation set.
+        taken[order[np.argmin(units.sizes[order])]] = True
+    if taken.all():
+        # The mirror image: quotas that swallow every group give the largest one back.
+        taken[order[np.argmax(units.sizes[order])]] = False
+    return taken
+
+
 def split_three(
     labels: IntArray,
     groups: IntArray,
-    keys: Sequence[str],
+    keys: Sequence[bytes],
     *,
     val: float = 0.1,
     test: float = 0.2,
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Return sorted indices of (train, val, test), stratified, in the order of ``keys``.
 
-    ``keys`` holds a content digest for each image: the split depends on what the images are, not
-    on what they are called or where they lie. A unit's key is the least of its members'. A class
+    ``keys`` holds a key for each image (:func:`~common.datasets.identity.split_keys`): the split
+    depends on what the images are, not on what they are called or where they lie. A class
     of three units or more is in every split; one of two is in train and test; a single one is in
     train only.
     """
     units = make_units(labels, groups)
-    unit_keys = [min(keys[int(i)] for i in members) for members in units.members]
+    order = units.ranked(keys)
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     for label in np.unique(units.labels):
-        mine = [int(u) for u in np.flatnonzero(units.labels == label)]
-        mine.sort(key=lambda u: unit_keys[u])
+        mine = order[units.labels[order] == label].tolist()
         n = len(mine)
         n_test = max(round(n * test), int(n >= 2))
         n_val = max(round(n * val), int(n >= 3))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.datasets import Dataset, ImageSet
+from common.datasets.identity import patient_digests
 from common.errors import DataError
 
 
@@ -37,6 +38,84 @@ def test_subset_keeps_order_labels_and_groups() -> None:
     part.images[0] = 99
     assert whole.images[5, 0, 0, 0] == 5
     assert len(whole.subset([])) == 0
+
+
+def with_patients(*whose: str) -> ImageSet:
+    """Return an image of each of these patients ("": unknown)."""
+    plain = image_set(len(whose))
+    return ImageSet(plain.images, plain.labels, patients=patient_digests(whose))
+
+
+def test_digests_are_computed_on_first_use_and_kept() -> None:
+    """Not before, not twice, and a subset made afterwards does not compute them again."""
+    whole = image_set(6)
+    assert "digests" not in vars(whole)
+    assert whole.subset([1]).known_digests is None
+    digests = whole.digests
+    assert digests.dtype == np.uint8
+    assert digests.shape == (6, 16)
+    assert whole.digests is digests
+    assert len(np.unique(digests, axis=0)) == 6
+    part = whole.subset([4, 2])
+    assert part.known_digests is not None
+    assert np.array_equal(part.digests, digests[[4, 2]])
+    assert np.array_equal(image_set(6).subset([4, 2]).digests, digests[[4, 2]])
+    assert image_set(0).digests.shape == (0, 16)
+
+
+def test_known_digests_stand_for_the_originals() -> None:
+    """A source that saw the full picture is believed, through subsets."""
+    known = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    plain = image_set(3)
+    whole = ImageSet(plain.images, plain.labels, known_digests=known)
+    assert np.array_equal(whole.digests, known)
+    assert np.array_equal(whole.subset([2, 0]).digests, known[[2, 0]])
+
+
+def test_has_patients_only_if_every_image_has_one() -> None:
+    """None, some, all, and no image at all."""
+    assert with_patients("x", "y", "x").has_patients
+    assert not with_patients("x", "", "x").has_patients
+    assert not image_set(3).has_patients
+    assert not image_set(0).has_patients
+    assert not with_patients("x").subset([]).has_patients
+    assert with_patients("x", "", "y").subset([2, 0]).has_patients
+    assert image_set(3).patients.shape == (3, 16)
+
+
+def test_units_are_patients_joined_by_identical_pictures() -> None:
+    """Numbers run from 0 without a gap, in order of first appearance."""
+    whole = with_patients("x", "y", "x", "z", "y")
+    units = whole.units()
+    assert units.dtype == np.int64
+    assert units.tolist() == [0, 1, 0, 2, 1]
+    whole.images[3] = whole.images[2]  # z's picture is one of x's, too
+    shared = ImageSet(whole.images, whole.labels, patients=whole.patients)
+    assert shared.units().tolist() == [0, 1, 0, 0, 1]
+    assert shared.subset([1, 3, 4, 0]).units().tolist() == [0, 1, 0, 2]
+
+
+def test_units_are_refused_where_a_patient_is_unknown() -> None:
+    """A promise to patients needs to know whose pictures they are."""
+    for images, who in ((with_patients("x", ""), "1 of 2"), (image_set(3), "3 of 3")):
+        with pytest.raises(DataError, match=f"unknown for {who}") as caught:
+            images.units()
+        assert "manifest.csv" in caught.value.remedy
+    with pytest.raises(DataError, match="0 of 0"):
+        image_set(0).units()
+
+
+@pytest.mark.parametrize("shape", [(2, 16), (3, 15), (3,)])
+@pytest.mark.parametrize("name", ["patients", "known_digests"])
+def test_impossible_identities_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    """One row of sixteen bytes for each image."""
+    plain = image_set(3)
+    fields: dict[str, Any] = {name: np.ones(shape, dtype=np.uint8)}
+    with pytest.raises(DataError, match="for 3 images"):
+        ImageSet(plain.images, plain.labels, **fields)
+    fields = {name: np.ones((3, 16), dtype=np.int64)}
+    with pytest.raises(DataError, match="int64"):
+        ImageSet(plain.images, plain.labels, **fields)
 
 
 @pytest.mark.parametrize("indices", [[6], [-1], [0.5], [[0, 1]], np.ones(6, dtype=bool)])

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.datasets import ImageSet, load, load_folder, load_folder_as_one
+from common.datasets import (
+    SPLITS,
+    ImageSet,
+    load,
+    load_folder,
+    load_folder_as_one,
+    patient_digest,
+)
 from common.datasets import pictures as pictures_module
 from common.datasets.pictures import read_picture
 from common.errors import DataError
@@ -83,11 +90,64 @@ def test_patient_folders_are_groups(tmp_path: Path) -> None:
     assert names == ("a", "b")
     assert len(images) == 36
     assert len(np.unique(images.groups)) == 6
+    assert images.has_patients
+    assert np.array_equal(images.units(), images.groups)
+    expected = {patient_digest(f"p{patient}") for patient in range(6)}
+    assert {row.tobytes() for row in images.patients} == expected
     data = load_folder(tmp_path, image_size=2)
     groups = [set(data.split(s).groups.tolist()) for s in ("train", "val", "test")]
     assert not groups[0] & groups[1]
     assert not groups[0] & groups[2]
     assert not groups[1] & groups[2]
+
+
+def test_pictures_outside_patient_folders_have_no_patient(tmp_path: Path) -> None:
+    """A mix of both: zeros for the loose ones, a note, and no promise to patients."""
+    picture(tmp_path / "a" / "p1" / "1.png", 1)
+    picture(tmp_path / "a" / "loose.png", 2)
+    picture(tmp_path / "b" / "p1" / "1.png", 3)
+    images, _, notes = load_folder_as_one(tmp_path, image_size=2)
+    assert np.sort(images.patients.any(axis=1)).tolist() == [False, True, True]
+    assert not images.has_patients
+    assert "the patient of 1 in 3 pictures is unknown" in notes
+    with pytest.raises(DataError, match="unknown for 1 of 3 images"):
+        images.units()
+
+
+def test_the_same_pixels_in_other_files_are_one_picture(tmp_path: Path) -> None:
+    """Another format, another name, a turned copy: never in train and test at once."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        pixels = Image.fromarray(rng.integers(0, 256, (8, 6, 3), dtype=np.uint8))
+        for suffix in ("png", "bmp"):
+            path = tmp_path / "ab"[i % 2] / f"{i}.{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            pixels.save(path)
+        pixels.transpose(Image.Transpose.ROTATE_90).save(path.with_name(f"{i}-turned.png"))
+    images, _, notes = load_folder_as_one(tmp_path, image_size=4)
+    assert (len(images), len(np.unique(images.groups))) == (60, 20)
+    assert np.array_equal(np.unique(images.digests, axis=0, return_inverse=True)[1], images.groups)
+    assert "40 file(s) repeat the picture of another one (kept together)" in notes
+    for seed in range(3):
+        data = load_folder(tmp_path, image_size=4, seed=seed)
+        seen = [{row.tobytes() for row in data.split(s).digests} for s in SPLITS]
+        assert sum(map(len, seen)) == len(set.union(*seen)) == 20
+
+
+def test_further_pictures_leave_the_others_where_they_are(tmp_path: Path) -> None:
+    """One more picture moves at most two old ones between train, val and test."""
+    root = classes(tmp_path / "x", per_class=30)
+
+    def places() -> dict[bytes, str]:
+        data = load_folder(root, image_size=2)
+        return {row.tobytes(): s for s in SPLITS for row in data.split(s).digests}
+
+    before = places()
+    for value in range(60, 75):
+        picture(root / "a" / f"{value}.png", value)
+        after = places()
+        assert sum(after[key] != place for key, place in before.items()) <= 2
+        before = after
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:
@@ -104,6 +164,16 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are the same picture, in different splits"):
         load_folder(tmp_path)
     leak.unlink()
+    Image.open(tmp_path / "train" / "a" / "1.png").save(leak.with_suffix(".bmp"))
+    with pytest.raises(DataError, match="are the same picture, in different splits"):
+        load_folder(tmp_path)
+    leak.with_suffix(".bmp").unlink()
+    picture(tmp_path / "train" / "a" / "who" / "1.png", 205)
+    picture(tmp_path / "test" / "b" / "who" / "1.png", 206)
+    with pytest.raises(DataError, match="share the patient who, in different splits"):
+        load_folder(tmp_path)
+    (tmp_path / "test" / "b" / "who" / "1.png").unlink()
+    (tmp_path / "test" / "b" / "who").rmdir()
     picture(tmp_path / "val" / "d" / "1.png", 200)
     with pytest.raises(DataError, match="no class: d"):
         load_folder(tmp_path)
@@ -184,10 +254,9 @@ def test_centre_crop_then_resize(tmp_path: Path) -> None:
     wide[4:6, 14:16] = 100
     path = tmp_path / "wide.png"
     Image.fromarray(wide).save(path)
-    pixels, _ = read_picture(path, 10)
-    assert np.array_equal(pixels, wide[:, 10:20])
-    assert (read_picture(path, 3, crop=2)[0] == 100).all()
-    assert (read_picture(path, 20)[0][0] == 200).all()
+    assert np.array_equal(read_picture(path, 10).pixels, wide[:, 10:20])
+    assert (read_picture(path, 3, crop=2).pixels == 100).all()
+    assert (read_picture(path, 20).pixels[0] == 200).all()
     with pytest.raises(DataError, match="smaller than the crop of 11"):
         read_picture(path, 3, crop=11)
 
@@ -197,9 +266,9 @@ def test_modes(tmp_path: Path) -> None:
 
     def read(image: Image.Image, name: str) -> tuple[list[int], bool]:
         image.save(tmp_path / name)
-        pixels, colour = read_picture(tmp_path / name, 4)
-        assert (pixels == pixels[0, 0]).all()
-        return pixels[0, 0].tolist(), colour
+        found = read_picture(tmp_path / name, 4)
+        assert (found.pixels == found.pixels[0, 0]).all()
+        return found.pixels[0, 0].tolist(), found.colour
 
     assert read(Image.new("L", (6, 6), 40), "l.png") == ([40] * 3, False)
     assert read(Image.new("1", (6, 6), 1), "1.png") == ([255] * 3, False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.datasets import load_npz
+from common.datasets import load_npz, patient_digest
 from common.errors import DataError
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "bloodmnist_rebuilt.npz"
@@ -69,8 +69,37 @@ def test_stored_class_names_and_groups(tmp_path: Path) -> None:
     data = load_npz(path)
     assert data.class_names == ("a", "b", "c", "d")
     assert data.train.groups.tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
-    assert any("1 group(s) occur in more than one split" in note for note in data.notes)
     assert any("train has no image of: d" in note for note in data.notes)
+    assert any("1 group(s) occur in more than one split" in note for note in data.notes)
+    assert data.train.has_patients
+    assert data.train.patients[0].tobytes() == patient_digest("1")
+    assert np.array_equal(data.train.patients[-1], data.val.patients[0])
+    # All of the file's images are the same plain colour: one picture, so one unit.
+    assert data.train.units().tolist() == [0] * 12
+
+
+def test_a_patient_and_a_picture_are_the_same_in_another_file(tmp_path: Path) -> None:
+    """A new version of a file: more images, other places, the same identities."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 5, 5, 3), dtype=np.uint8)
+    groups: dict[str, Any] = {"val_groups": np.full(6, 40), "test_groups": np.full(6, 50)}
+    whose = np.arange(12) // 4 - 1
+    first = load_npz(write(tmp_path / "1.npz", train_images=images, train_groups=whose, **groups))
+    turned = slice(None, None, -1)
+    second = load_npz(
+        write(tmp_path / "2.npz", train_images=images[turned], train_groups=whose[turned], **groups)
+    )
+    assert np.array_equal(first.train.digests, second.train.digests[turned])
+    assert np.array_equal(first.train.patients, second.train.patients[turned])
+    assert first.train.units().tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_without_groups_no_patient_is_known(tmp_path: Path) -> None:
+    """And nothing is hashed until somebody asks."""
+    data = load_npz(write(tmp_path / "x.npz"))
+    assert not data.train.has_patients
+    assert not data.train.patients.any()
+    assert "digests" not in vars(data.train)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +178,5 @@ def test_rebuilt_bloodmnist() -> None:
     expected = [852, 2181, 1085, 2026, 849, 993, 2330, 1643]
     assert data.train.class_counts(8).tolist() == expected
     assert data.class_names[7] == "platelet"
+    # The source has 17 pairs of identical files; not all of them are within train.
+    assert 0 < len(data.train) - len(np.unique(data.train.digests, axis=0)) <= 17

@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.datasets import ImageSet, split_train_val
+from common.datasets import ImageSet, UInt8Array, split_train_val
+from common.datasets.identity import patient_digests
 from common.datasets.splitting import make_units, split_three
 from common.errors import DataError
 
 
 def image_set(labels: list[int], groups: list[int] | None = None) -> ImageSet:
-    """Return images that carry their number in two pixels."""
+    """Return images that carry their number in two pixels; no two are each other's mirror image."""
     n = len(labels)
-    images = np.zeros((n, 1, 2, 1), dtype=np.uint8)
+    images = np.full((n, 1, 3, 1), 255, dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(n) % 256
     images[:, 0, 1, 0] = np.arange(n) // 256
     array = np.array(labels, dtype=np.int64)
@@ -26,8 +27,8 @@ def image_set(labels: list[int], groups: list[int] | None = None) -> ImageSet:
 
 def numbers(images: ImageSet) -> list[int]:
     """Return the numbers that the images carry."""
-    flat = images.images.reshape(len(images), 2).astype(int)
-    return [int(a + 256 * b) for a, b in flat]
+    flat = images.images.reshape(len(images), 3).astype(int)
+    return [int(a + 256 * b) for a, b, _ in flat]
 
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=2, max_size=120)
@@ -62,6 +63,107 @@ def test_stratified_without_groups(labels: list[int], seed: int) -> None:
     assert (train.class_counts(5)[counts > 0] >= 1).all()
 
 
+def keys(digests: UInt8Array) -> set[bytes]:
+    """Return the rows that are not zero."""
+    return {row.tobytes() for row in digests if row.any()}
+
+
+rows_of = st.tuples(
+    st.integers(0, 3),  # label
+    st.integers(0, 20),  # which picture
+    st.integers(0, 7),  # how it is turned
+    st.one_of(st.none(), st.integers(0, 9)),  # patient
+    st.integers(0, 15),  # group
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(rows_of, min_size=2, max_size=60), st.floats(0.05, 0.95), st.booleans())
+def test_no_patient_group_or_picture_is_on_both_sides(
+    rows: list[tuple[int, int, int, int | None, int]], fraction: float, grouped: bool
+) -> None:
+    """Whatever the source says of groups: copies, turned copies and patients stay together."""
+    originals = np.random.default_rng(0).integers(0, 256, (21, 4, 4, 3), dtype=np.uint8)
+    turned = [np.rot90(originals[p][:, :: 1 - t // 4 * 2], t % 4) for _, p, t, _, _ in rows]
+    whole = ImageSet(
+        np.stack(turned),
+        np.array([row[0] for row in rows], dtype=np.int64),
+        np.array([row[4] for row in rows if grouped], dtype=np.int64),
+        patient_digests("" if row[3] is None else str(row[3]) for row in rows),
+    )
+    if len(np.unique(whole.linked())) < 2:
+        with pytest.raises(DataError, match="cannot be divided"):
+            split_train_val(whole, fraction)
+        return
+    train, val = split_train_val(whole, fraction)
+    assert len(train) + len(val) == len(rows)
+    assert not keys(train.digests) & keys(val.digests)
+    assert not keys(train.patients) & keys(val.patients)
+    assert not set(train.groups.tolist()) & set(val.groups.tolist())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=3, max_size=150),
+    st.integers(0, 4),
+    st.sampled_from([0.1, 0.2, 0.5, 0.8]),
+    st.integers(0, 99),
+)
+def test_a_further_picture_moves_two_others_at_most(
+    labels: list[int], label: int, fraction: float, seed: int
+) -> None:
+    """Pictures keep their side from one version of the data to the next."""
+    before = split_train_val(image_set(labels), fraction, seed)[1]
+    after = split_train_val(image_set([*labels, label]), fraction, seed)[1]
+    assert len((set(numbers(before)) ^ set(numbers(after))) - {len(labels)}) <= 2
+
+
+def test_a_growing_set_keeps_its_split() -> None:
+    """From 100 to 200 pictures, one by one: four in five old ones never move at all."""
+    labels = np.random.default_rng(0).integers(0, 4, 200).tolist()
+    sides = [
+        set(numbers(split_train_val(image_set(labels[:n]))[1])) & set(range(100))
+        for n in range(100, 201)
+    ]
+    steady = sum(len({number in side for side in sides}) == 1 for number in range(100))
+    assert steady >= 80
+
+
+def test_a_further_picture_of_a_patient_moves_few_other_patients() -> None:
+    """On average less than one picture in three hundred changes sides."""
+    rng = np.random.default_rng(0)
+    moved = 0
+    for seed in range(50):
+        whose = np.repeat(np.arange(60), rng.geometric(0.2, 60))
+        n = len(whose)
+        extra = int(rng.integers(60))
+        sets = []
+        for patients in (whose, np.append(whose, extra)):
+            plain = image_set((patients % 4).tolist())
+            known = patient_digests(str(p) for p in patients)
+            sets.append(ImageSet(plain.images, plain.labels, patients=known))
+        vals = [set(numbers(split_train_val(whole, 0.2, seed)[1])) for whole in sets]
+        moved += len((vals[0] ^ vals[1]) - {n})
+    assert moved / 50 <= 1.0
+
+
+def test_order_and_other_images_do_not_decide_the_side() -> None:
+    """Shuffled images fall as before."""
+    whole = image_set([0, 1, 2] * 40)
+    order = np.random.default_rng(0).permutation(120)
+    val = split_train_val(whole)[1]
+    assert sorted(numbers(split_train_val(whole.subset(order))[1])) == numbers(val)
+
+
+def test_a_patient_too_large_for_validation_does_not_keep_out_smaller_ones() -> None:
+    """Every class is validated where it has patients small enough."""
+    groups = [0] * 30 + list(range(1, 31))
+    for seed in range(10):
+        train, val = split_train_val(image_set([0] * 60, groups), 0.2, seed)
+        assert len(val) == 12
+        assert 0 in train.groups
+
+
 def test_seeds_differ() -> None:
     """Another seed divides otherwise, at the same size."""
     whole = image_set([0, 1] * 50)
@@ -94,8 +196,39 @@ def test_units_take_the_most_frequent_class() -> None:
 def test_three_way_split_of_small_classes() -> None:
     """One image: train; two: train and test; three: everywhere."""
     labels = np.array([0, 1, 1, 2, 2, 2])
-    keys = [f"{i:02d}" for i in range(6)]
-    train, val, test = split_three(labels, np.arange(6), keys)
+    ranks = [b"%02d" % i for i in range(6)]
+    train, val, test = split_three(labels, np.arange(6), ranks)
     assert labels[train].tolist() == [0, 1, 2]
     assert labels[val].tolist() == [2]
     assert labels[test].tolist() == [1, 2]
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(4, 60), extra=st.integers(1, 4))
+def test_a_picture_more_moves_no_other_where_each_goes_by_itself(
+    seed: int, size: int, extra: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 256, (size + extra, 4, 4, 1), dtype=np.uint8)
+    labels = rng.integers(0, 3, size + extra)
+    more = ImageSet(pictures, labels)
+    fewer = more.subset(np.arange(size))
+
+    def sides(images: ImageSet) -> tuple[set[bytes], set[bytes]]:
+        train, val = split_train_val(images, 0.3, seed, independent=True)
+        return {d.tobytes() for d in train.digests}, {d.tobytes() for d in val.digests}
+
+    (train, val), (train_more, val_more) = sides(fewer), sides(more)
+    if min(len(train), len(val)) > 1:  # no side had to be given its only picture
+        assert train <= train_more
+        assert val <= val_more
+
+
+def test_each_by_itself_still_leaves_no_side_empty_and_about_the_fraction() -> None:
+    rng = np.random.default_rng(0)
+    many = ImageSet(rng.integers(0, 256, (4000, 4, 4, 1), dtype=np.uint8), np.zeros(4000, np.int64))
+    _, val = split_train_val(many, 0.2, 1, independent=True)
+    assert 700 < len(val) < 900
+    for n in (2, 3, 4):
+        train, val = split_train_val(many.subset(np.arange(n)), 0.2, 7, independent=True)
+        assert len(train) > 0
+        assert len(val) > 0
