@@ -4,7 +4,9 @@
    its upper bound.
 2. dp-accounting PLD (Doroshenko et al., *Connect the Dots*, 2022): pessimistic discretisation.
 
-Both are upper bounds for add-or-remove-one neighbouring data sets; the larger is shown.
+Both are upper bounds for add-or-remove-one neighbouring data sets; the larger is shown. They
+compose mechanisms whose parameters were fixed before the first of them ran, as those of one
+run's plan are. For runs that follow one another see :mod:`common.privacy.filter`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +28,11 @@ LARGE = 100.0
 """Above this ε (by RDP) only RDP's bound is computed."""
 
 _Key = tuple[tuple[float, float, int], ...]
+
+_WHOLE_ORDERS: tuple[float, ...] = (*range(2, 64), 80, 128, 256, 512)
+
+_WITHIN = 1.001
+"""How close a calibrated noise multiplier is to the smallest."""
 
 _PRV_ERROR = 0.01
 """Additive error of PRV's ε; its upper bound includes it, so small targets get a finer mesh."""
@@ -56,17 +63,37 @@ class Event:
             )
 
 
+def group_event(event: Event, size: int) -> Event:
+    """What ``event``, a promise for one image, costs somebody with ``size`` images.
+
+    Together they shift a step's sum by at most ``size`` clipping norms, and only when at least
+    one of them is in the batch: no worse than one sample at ``size`` times the sensitivity,
+    sampled at 1 - (1 - q)^size.
+    """
+    rate = min(
+        1.0,
+        -math.expm1(size * math.log1p(-event.sampling_rate)) if event.sampling_rate < 1 else 1.0,
+    )
+    return Event(event.noise_multiplier / size, rate, event.steps)
+
+
 @dataclass(frozen=True)
 class Epsilon:
-    """ε by both accountants."""
+    """ε by both accountants; where it is too large for them, RDP's bound as both."""
 
     prv: float
     pld: float
+    by_rdp: bool = False
 
     @property
     def value(self) -> float:
         """The larger of the two: the figure to show and to hold against a budget."""
         return max(self.prv, self.pld)
+
+    @property
+    def accountant(self) -> str:
+        """Which accountant gave :attr:`value`: ``prv``, ``pld`` or ``rdp``."""
+        return "rdp" if self.by_rdp else "prv" if self.prv >= self.pld else "pld"
 
     @property
     def agree(self) -> bool:
@@ -75,30 +102,45 @@ class Epsilon:
         return abs(self.prv - self.pld) <= allowed
 
 
-def epsilon_of(events: Sequence[Event], delta: float) -> Epsilon:
-    """ε of all ``events`` together at ``delta``; 0 when there are no steps."""
-    key = tuple(sorted((e.noise_multiplier, e.sampling_rate, e.steps) for e in events if e.steps))
-    return _epsilon(key, delta) if key else Epsilon(0.0, 0.0)
+def epsilon_of(events: Sequence[Event], delta: float, *, pure: float = 0.0) -> Epsilon:
+    """ε of all ``events`` together at ``delta``; 0 when there are no steps.
+
+    ``pure``: summed ε of mechanisms with δ = 0 beside them. It is added as it is (basic
+    composition), so the events' parameters may depend on those mechanisms' outputs.
+    """
+    steps: dict[tuple[float, float], int] = {}
+    for e in events:
+        if e.steps:
+            mechanism = (e.noise_multiplier, e.sampling_rate)
+            steps[mechanism] = steps.get(mechanism, 0) + e.steps
+    key = tuple(sorted((sigma, rate, n) for (sigma, rate), n in steps.items()))
+    of_events = _epsilon(key, delta) if key else Epsilon(0.0, 0.0)
+    return replace(of_events, prv=of_events.prv + pure, pld=of_events.pld + pure)
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(key: _Key, delta: float) -> Epsilon:
-    rough = _rdp(key, delta)
+    rough = _rough(key, delta)
     if not rough <= LARGE:
         # Here the numerical accountants need gigabytes or overflow. RDP's bound is loose, but a
         # bound, and an ε of hundreds promises nothing anyway.
-        return Epsilon(prv=rough, pld=rough)
+        return Epsilon(prv=rough, pld=rough, by_rdp=True)
     return Epsilon(prv=_prv(key, delta), pld=_pld(key, delta))
 
 
-def _rdp(key: _Key, delta: float) -> float:
+def _rough(key: _Key, delta: float) -> float:
+    """RDP's bound by whole orders only, which are quick to compute."""
+    return _rdp(key, delta, orders=_WHOLE_ORDERS)
+
+
+def _rdp(key: _Key, delta: float, orders: Sequence[float] | None = None) -> float:
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
     accountant.history = list(key)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = float(accountant.get_epsilon(delta))
+        value = float(accountant.get_epsilon(delta, alphas=orders))
     return math.inf if math.isnan(value) else value
 
 
@@ -144,33 +186,50 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
     # RDP takes no time and is above the truth, PLD is quick and close to it, PRV is slow where ε
     # is large: each narrows the range for the next.
     high = 0.1
-    while by(_rdp)(high) > epsilon:
+    while by(_rough)(high) > epsilon:
         high *= 2
         if high > 10_000:
             raise _unreachable(epsilon, delta)
-    low, high = _bisect(by(_rdp), epsilon, high / 2, high)
+    low, high = _narrow(by(_rough), epsilon, high / 2, high, within=1.05)
     low = 0.7 * high
     while by(_pld)(low) <= epsilon:
         low *= 0.7
-    low, high = _bisect(by(_pld), epsilon, low, high)
+    low, high = _narrow(by(_pld), epsilon, low, high, within=_WITHIN)
 
     def both(sigma: float) -> float:
         return epsilon_of([Event(sigma, sampling_rate, steps)], delta).value
 
     for _ in range(40):
         if both(high) <= epsilon:
-            return _bisect(both, epsilon, low, high)[1]
+            return _narrow(both, epsilon, low, high, within=_WITHIN)[1]
         low, high = high, 1.01 * high
     raise _unreachable(epsilon, delta)
 
 
-def _bisect(
-    cost: Callable[[float], float], epsilon: float, low: float, high: float
+def _narrow(
+    cost: Callable[[float], float], epsilon: float, low: float, high: float, *, within: float
 ) -> tuple[float, float]:
-    """Narrow [low, high], whose high end costs at most ``epsilon``, to 0.1 %."""
-    while high / low > 1.001:
+    """Narrow [low, high] to a ratio of ``within``; the high end always costs at most ``epsilon``.
+
+    Log ε is nearly linear in log σ: a secant lands close, and a point just beyond it on either
+    side closes the bracket. Every third point is the middle, so that it always ends.
+    """
+    points: list[tuple[float, float]] = []  # (log σ, log ε)
+    for turn in range(200):
+        if high / low <= within:
+            break
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
+        if len(points) >= 2 and turn % 3:
+            (x0, y0), (x1, y1) = points[-2:]
+            if y0 != y1:
+                root = x1 + (math.log(epsilon) - y1) * (x1 - x0) / (y1 - y0)
+                beyond = 0.4 * math.log(within) * (1 if turn % 2 else -1)
+                guess = math.exp(min(max(root + beyond, -30.0), 30.0))
+                middle = guess if low < guess < high else middle
+        value = cost(middle)
+        if 0 < value < math.inf:
+            points.append((math.log(middle), math.log(value)))
+        low, high = (low, middle) if value <= epsilon else (middle, high)
     return low, high
 
 

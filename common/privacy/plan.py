@@ -1,108 +1,149 @@
-"""A hospital's privacy plan for one run: noise for the whole of it, charged before each round.
+"""A hospital's promise for one run: how much noise, for how many steps, so that ε holds in the end.
 
-The plan is calibrated once, for every step of every round, and kept in a file of the
-hospital's own. Each round is charged *before* it trains: a crash in between leaves it charged,
-so never less is counted than was spent. A round beyond the plan is refused.
+Everything that leaves a hospital in a run with privacy is in the plan:
+
+* the numbers of its training and validation images, released once with two-sided geometric noise
+  (pure ε, :data:`COUNT_SHARE` of the run's). What follows uses these numbers and never the true
+  ones: the sampling rate, the number of steps, FedAvg's weight;
+* every training step on the training images: a Poisson-subsampled Gaussian;
+* every model's figures on the validation images: one Gaussian sum a round.
+
+An image is in training or in validation, never in both, so each side has the whole ε. The noise
+is calibrated once, for every step of every round.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from common.errors import PrivacyError
-from common.files import read_json, write_json
-from common.privacy.accounting import Epsilon, Event, calibrate, epsilon_of
+from common.privacy.accounting import Event, calibrate
+from common.privacy.limits import IMAGE, NOISED, UNITS, NotAllowed, PrivacyLimits
 
-_VERSION = 1
+COUNT_SHARE = 0.02
+"""Share of a run's ε that the release of how many images there are may cost."""
+
+TRAIN, VAL = PARTS = ("train", "val")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivacyPlan:
-    """What a hospital promised for a run, and how many of its steps are charged so far."""
+class Promise:
+    """What a run asks for: a hospital checks it against its limits before anything else."""
 
     epsilon: float
     delta: float
     clipping_norm: float
-    sampling_rate: float
-    steps_per_round: int
+    unit: str
     rounds: int
+    local_epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not (
+            self.epsilon > 0
+            and 0 < self.delta < 1
+            and self.clipping_norm > 0
+            and self.unit in UNITS
+            and min(self.rounds, self.local_epochs, self.batch_size) >= 1
+        ):
+            raise PrivacyError(f"impossible promise: {self}", "check the run's configuration")
+
+    def check(self, limits: PrivacyLimits) -> None:
+        """NotAllowed if the run alone asks for more than ``limits`` allow."""
+        if self.epsilon > limits.run_epsilon:
+            raise NotAllowed(
+                f"the run asks for ε={self.epsilon:g}; this hospital allows "
+                f"{limits.run_epsilon:g} a run",
+                "ask the coordinator for a smaller epsilon; run-epsilon is the hospital's to raise",
+            )
+        if self.delta > limits.total_delta:
+            raise NotAllowed(
+                f"the run asks for δ={self.delta:g}; this hospital allows {limits.total_delta:g}",
+                "ask the coordinator for a smaller delta; total-delta is the hospital's to raise",
+            )
+        if limits.unit != IMAGE and self.unit == IMAGE:
+            raise NotAllowed(
+                "the run protects single images; this hospital's policy asks for patients",
+                "ask the coordinator for privacy-unit=patient",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A promise with its noise. JSON-ready by ``dataclasses.asdict``."""
+
+    promise: Promise
+    train_count: int
+    """Training units with noise: public."""
+    val_count: int
+    """Validation units with noise: public."""
+    count_epsilon: float
+    """Pure ε of the two counts; one unit changes only one of them."""
+    sampling_rate: float
+    """q of the training steps: one over the steps of one pass."""
+    steps_per_round: int
     noise_multiplier: float
-    charged_rounds: int = 0
+    """σ of the training steps."""
+    validations: int
+    """How many models' figures may be released; 0: none is."""
+    validation_noise_multiplier: float
 
     @classmethod
     def calibrated(
         cls,
+        promise: Promise,
+        limits: PrivacyLimits,
         *,
-        epsilon: float,
-        delta: float,
-        clipping_norm: float,
-        sampling_rate: float,
-        steps_per_round: int,
-        rounds: int,
-    ) -> PrivacyPlan:
-        """A plan whose ``rounds`` × ``steps_per_round`` steps cost at most (ε, δ) in total."""
+        train_units: int,
+        val_units: int,
+        noise: Callable[[float], int],
+    ) -> RunPlan:
+        """A plan whose every image costs at most (ε, δ) when all of it is done.
+
+        ``noise``: ε → an integer of two-sided geometric noise, from a cryptographic stream.
+        NotAllowed where the noise falls below the limits' smallest noise multiplier.
+        """
+        count_epsilon = COUNT_SHARE * promise.epsilon
+        train_count = max(1, train_units + noise(count_epsilon))
+        val_count = max(1, val_units + noise(count_epsilon))
+        steps = max(1, -(-train_count // promise.batch_size))
+        left = promise.epsilon - count_epsilon
         sigma = calibrate(
-            epsilon=epsilon,
-            delta=delta,
-            sampling_rate=sampling_rate,
-            steps=rounds * steps_per_round,
+            epsilon=left,
+            delta=promise.delta,
+            sampling_rate=1.0 / steps,
+            steps=steps * promise.local_epochs * promise.rounds,
         )
-        return cls(
-            epsilon=epsilon,
-            delta=delta,
-            clipping_norm=clipping_norm,
-            sampling_rate=sampling_rate,
-            steps_per_round=steps_per_round,
-            rounds=rounds,
-            noise_multiplier=sigma,
-        )
-
-    @property
-    def events(self) -> list[Event]:
-        """Everything charged so far."""
-        steps = self.charged_rounds * self.steps_per_round
-        return [Event(self.noise_multiplier, self.sampling_rate, steps)]
-
-    def spent(self) -> Epsilon:
-        """ε of everything charged so far, by both accountants."""
-        return epsilon_of(self.events, self.delta)
-
-    def charge_round(self) -> PrivacyPlan:
-        """This plan with one more round charged; PrivacyError if that exceeds the promise."""
-        if self.charged_rounds >= self.rounds:
-            raise PrivacyError(
-                f"all {self.rounds} rounds of the run's privacy budget (ε={self.epsilon}, "
-                f"δ={self.delta}) are charged; one more would exceed it",
-                "start a new run; its ε adds to this one's",
+        if sigma < limits.min_noise_multiplier:
+            raise NotAllowed(
+                f"the run comes to a noise multiplier of {sigma:.3f}; this hospital allows no "
+                f"less than {limits.min_noise_multiplier:g}",
+                "ask the coordinator for a smaller epsilon or a larger batch-size",
             )
-        return replace(self, charged_rounds=self.charged_rounds + 1)
+        validations = promise.rounds + 1 if limits.metrics == NOISED else 0
+        return cls(
+            promise=promise,
+            train_count=train_count,
+            val_count=val_count,
+            count_epsilon=count_epsilon,
+            sampling_rate=1.0 / steps,
+            steps_per_round=steps * promise.local_epochs,
+            noise_multiplier=sigma,
+            validations=validations,
+            validation_noise_multiplier=calibrate(
+                epsilon=left, delta=promise.delta, sampling_rate=1.0, steps=validations
+            )
+            if validations
+            else 0.0,
+        )
 
-    def same_promise(self, other: PrivacyPlan) -> bool:
-        """Whether both plans differ in nothing but what is charged."""
-        return replace(self, charged_rounds=0) == replace(other, charged_rounds=0)
+    def training(self, rounds: int) -> Event:
+        """The training steps of ``rounds`` rounds."""
+        return Event(self.noise_multiplier, self.sampling_rate, rounds * self.steps_per_round)
 
-    def save(self, path: Path) -> None:
-        """Write the plan, with what both accountants make of it, atomically; owner-readable."""
-        spent = self.spent()
-        state: dict[str, Any] = {
-            "version": _VERSION,
-            "plan": asdict(self),
-            "spent": {"epsilon": spent.value, "prv": spent.prv, "pld": spent.pld},
-        }
-        write_json(path, state, mode=0o600)
-
-    @classmethod
-    def load(cls, path: Path) -> PrivacyPlan:
-        """Read a plan; PrivacyError if the file is damaged (never treated as nothing spent)."""
-        try:
-            state = read_json(path)
-            if state["version"] != _VERSION:
-                raise KeyError("version")
-            return cls(**state["plan"])
-        except (KeyError, TypeError) as e:
-            raise PrivacyError(
-                f"the privacy record {path} is damaged or of another version ({e})",
-                "restore it from a backup; while it is unreadable nothing can be trained",
-            ) from None
+    def validation(self, models: int) -> Event | None:
+        """The validation figures of ``models`` models; None if none are ever released."""
+        if not self.validations:
+            return None
+        return Event(self.validation_noise_multiplier, 1.0, models)

@@ -1,0 +1,327 @@
+"""The ledger's file: SQLite, append-only, every entry chained to the one before by its hash.
+
+A changed, removed or inserted entry breaks the chain. Entries cut off at the end leave a chain
+that is whole but shorter than the *head* written down beside the file, and than any head that a
+person noted (``consilium ledger verify --head``). Whoever may write both files and knows no
+earlier head can still rewrite history: the chain is against accidents and against quiet edits,
+not against the hospital's own administrator.
+
+SQLite's rollback journal with ``synchronous=EXTRA``: a transaction is on the disk when it has
+committed, and one that was killed is undone at the next opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import PrivacyError
+from common.files import atomic_write
+
+VERSION = 1
+GENESIS = "0" * 64
+BUSY_SECONDS = 120.0
+"""How long one process waits for another's transaction: an admission may calibrate for seconds."""
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    run TEXT NOT NULL,
+    round INTEGER,
+    dataset TEXT NOT NULL,
+    part TEXT NOT NULL,
+    mechanism TEXT NOT NULL,
+    unit TEXT NOT NULL,
+    sampling_rate REAL,
+    noise_multiplier REAL,
+    steps INTEGER,
+    pure_epsilon REAL,
+    model TEXT NOT NULL,
+    refers INTEGER,
+    note TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL UNIQUE
+);
+CREATE TABLE members (
+    dataset TEXT NOT NULL,
+    part TEXT NOT NULL,
+    image BLOB NOT NULL,
+    patient BLOB NOT NULL
+);
+CREATE INDEX members_by_image ON members (image);
+CREATE INDEX members_by_patient ON members (patient);
+CREATE INDEX members_by_dataset ON members (dataset);
+"""
+_TRIGGERS = "".join(
+    f"""
+CREATE TRIGGER no_{verb.lower()}_of_{table} BEFORE {verb} ON {table}
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+    for table in ("meta", "entries", "members")
+    for verb in ("UPDATE", "DELETE")
+)
+
+
+class LedgerError(PrivacyError):
+    """The ledger is damaged, or is not the one that was here before; nothing is trained."""
+
+    code = "ledger"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the ledger, as it is hashed. Fields that do not apply are empty or None."""
+
+    kind: str
+    """``plan``, ``reserve``, ``settle``, ``close`` or ``dataset``."""
+    run: str = ""
+    round: int | None = None
+    dataset: str = ""
+    """Fingerprint of the data set."""
+    part: str = ""
+    """``train`` or ``val``: whose images the mechanism reads; ``all``: both."""
+    mechanism: str = ""
+    unit: str = ""
+    sampling_rate: float | None = None
+    noise_multiplier: float | None = None
+    steps: int | None = None
+    pure_epsilon: float | None = None
+    model: str = ""
+    """Hash of the model that was trained or validated."""
+    refers: int | None = None
+    """The entry that this one settles or closes."""
+    note: str = ""
+    """More, as JSON."""
+    seq: int = 0
+    time: str = ""
+    previous: str = ""
+    hash: str = ""
+
+    def digest(self) -> str:
+        """SHA-256 of every other field, as canonical JSON."""
+        content = {k: v for k, v in asdict(self).items() if k != "hash"}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def notes(self) -> dict[str, Any]:
+        """:attr:`note` as a dictionary."""
+        return dict(json.loads(self.note)) if self.note else {}
+
+
+_COLUMNS = tuple(Entry.__dataclass_fields__)
+
+
+class Chain:
+    """The open file. Reading verifies nothing by itself; :meth:`verify` does, and opening runs it.
+
+    Raises :class:`LedgerError` for a file that is no ledger, of another version, broken, or
+    shorter than its head says; for a head without its ledger.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        self._head_file = path.with_suffix(".head")
+        if not path.exists():
+            if self._head_file.exists():
+                raise LedgerError(
+                    f"the privacy ledger {path} is gone, but its head {self._head_file.name} is "
+                    "still here",
+                    "restore the ledger from a backup; without it nobody knows what was spent",
+                )
+            if not create:
+                raise LedgerError(f"there is no privacy ledger {path}", "check the path")
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Made with its mode before SQLite opens it; not replaced if another was quicker.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        except sqlite3.Error as error:
+            raise _unopened(path, error) from None
+        try:
+            self._db.execute("PRAGMA synchronous=EXTRA")
+            self._prepare(create)
+            self.verify()
+        except sqlite3.OperationalError as error:  # locked, read-only, no more room
+            self._db.close()
+            raise _unopened(path, error) from None
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            self._db.close()
+            raise self.damaged(str(error)) from None
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _prepare(self, create: bool) -> None:
+        if self._version() is None:
+            if not create:
+                raise LedgerError(f"{self.path} is no privacy ledger", "check the path")
+            with self.transaction():
+                if self._version() is None:
+                    for statement in _statements(_SCHEMA + _TRIGGERS):
+                        self._db.execute(statement)
+                    self._db.execute("INSERT INTO meta VALUES ('salt', ?)", [os.urandom(32)])
+                    self._db.execute("INSERT INTO meta VALUES ('id', ?)", [secrets.token_hex(8)])
+                    self._db.execute(f"PRAGMA user_version={VERSION}")
+        if self._version() != VERSION:
+            raise LedgerError(
+                f"the privacy ledger {self.path} is of version {self._version()}, not {VERSION}",
+                "use the version of consilium that wrote it, or a later one",
+            )
+
+    def _version(self) -> int | None:
+        """The schema's version; None for an empty file."""
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0]) if tables else None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Alone with the file, from the first read to the commit; undone on any error."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        self._note_head()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment; writers wait meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def append(self, entry: Entry) -> Entry:
+        """Add ``entry`` at the end, inside a transaction; returns it as it was written."""
+        last = self._db.execute(
+            "SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        seq, previous = (last[0] + 1, last[1]) if last else (1, self._genesis())
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        chained = Entry(**(asdict(entry) | {"seq": seq, "time": now, "previous": previous}))
+        chained = Entry(**(asdict(chained) | {"hash": chained.digest()}))
+        marks = ",".join("?" * len(_COLUMNS))
+        self._db.execute(
+            f"INSERT INTO entries ({','.join(_COLUMNS)}) VALUES ({marks})",
+            [getattr(chained, column) for column in _COLUMNS],
+        )
+        return chained
+
+    def entries(self, *, run: str | None = None) -> list[Entry]:
+        """All entries, or one run's, in their order."""
+        where, values = ("WHERE run = ?", [run]) if run is not None else ("", [])
+        rows = self._db.execute(
+            f"SELECT {','.join(_COLUMNS)} FROM entries {where} ORDER BY seq",
+            values,
+        )
+        return [Entry(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+
+    def add_members(self, rows: Iterator[tuple[str, str, bytes, bytes]]) -> None:
+        """Add (dataset, part, image, patient) rows, inside a transaction."""
+        self._db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", rows)
+
+    def members(self, where: str, values: list[Any]) -> list[tuple[str, str, bytes, bytes]]:
+        """(dataset, part, image, patient) rows under a fixed SQL condition."""
+        return list(
+            self._db.execute(
+                f"SELECT dataset, part, image, patient FROM members WHERE {where}",
+                values,
+            )
+        )
+
+    def meta(self, name: str) -> bytes:
+        """A constant of this ledger: ``salt`` (32 random bytes) or ``id``."""
+        value = self._db.execute("SELECT value FROM meta WHERE name = ?", [name]).fetchone()[0]
+        return value.encode() if isinstance(value, str) else bytes(value)
+
+    def _genesis(self) -> str:
+        """The first entry's predecessor: binds the chain to this ledger's salt."""
+        return hashlib.sha256(b"consilium-ledger\0" + self.meta("salt")).hexdigest()
+
+    def head(self) -> tuple[int, str]:
+        """(number, hash) of the last entry; (0, zeros) of an empty ledger."""
+        row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        return (int(row[0]), str(row[1])) if row else (0, GENESIS)
+
+    def _note_head(self) -> None:
+        number, value = self.head()
+        atomic_write(self._head_file, f"{number} {value}\n", mode=0o600)
+
+    def verify(self, head: str = "") -> int:
+        """Check the whole chain, and that it holds its noted head and ``head``; count of entries.
+
+        Raises LedgerError naming the first entry that is wrong.
+        """
+        # Before the entries: another process may append meanwhile, and note a head beyond them.
+        noted = self._noted_head()
+        previous, number, hashes = self._genesis(), 0, {GENESIS}
+        for entry in self.entries():
+            number += 1
+            if entry.seq != number:
+                raise self.damaged(f"entry {number} is missing")
+            if entry.previous != previous or entry.hash != entry.digest():
+                raise self.damaged(f"entry {number} was changed after it was written")
+            previous = entry.hash
+            hashes.add(previous)
+        if head and head not in hashes:
+            raise self.damaged(f"the head {head} is not in it: entries were removed or rewritten")
+        # The file is written after the commit, so it may be behind; never ahead.
+        if noted is not None and noted not in hashes:
+            raise self.damaged("it lacks its last noted entry: entries were cut off")
+        return number
+
+    def _noted_head(self) -> str | None:
+        try:
+            text = self._head_file.read_text().split()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self.damaged(f"its head file cannot be read: {type(error).__name__}") from None
+        if len(text) != 2:
+            raise self.damaged("its head file is malformed")
+        return text[1]
+
+    def damaged(self, what: str) -> LedgerError:
+        """The error for a ledger in which ``what`` is wrong."""
+        return LedgerError(
+            f"the privacy ledger {self.path} is damaged: {what}",
+            "restore it from a backup and find out who changed it; nothing is trained meanwhile",
+        )
+
+
+def _unopened(path: Path, error: sqlite3.Error) -> LedgerError:
+    return LedgerError(
+        f"the privacy ledger {path} cannot be opened: {error}",
+        "check that this user may read and write it and its folder, that the disk has room, and "
+        "that no other program holds it; nothing is trained meanwhile",
+    )
+
+
+def _statements(script: str) -> list[str]:
+    """A script's statements: sqlite3's own executescript would commit the transaction at hand."""
+    found, at_hand = [], ""
+    for line in script.splitlines():
+        at_hand += line + "\n"
+        if sqlite3.complete_statement(at_hand):
+            found.append(at_hand)
+            at_hand = ""
+    return found

@@ -1,0 +1,133 @@
+"""A run as the ledger's entries tell it, and the entries that a round of it makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from common.privacy.accounting import Epsilon, Event, epsilon_of
+from common.privacy.ledger.chain import Entry
+from common.privacy.limits import PrivacyLimits
+from common.privacy.plan import TRAIN, VAL, Promise, RunPlan
+
+COUNT = "geometric-count"
+"""The numbers of images, with two-sided geometric noise: pure ε."""
+TRAINING = "sampled-gaussian"
+"""DP-SGD steps: Gaussian sums over Poisson-sampled units."""
+VALIDATION = "gaussian-sum"
+"""One model's figures on the validation images."""
+NON_PRIVATE = "none"
+"""Training without privacy: ε is infinite."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What was done, or may still be done, with one part of a data set."""
+
+    run: str
+    dataset: str
+    part: str
+    """``train``, ``val``, or ``all`` for both."""
+    unit: str
+    event: Event | None = None
+    pure: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as the ledger knows it: its plan, what it has used, whether it holds the rest."""
+
+    run: str
+    dataset: str
+    plan: RunPlan
+    rounds: int
+    """Rounds reserved so far."""
+    validations: int
+    """Models whose validation figures are reserved so far."""
+    closed: bool
+    last: datetime
+    limits: Mapping[str, Any]
+    """The limits under which the plan was last checked."""
+
+    def rest(self) -> list[Use]:
+        """What the plan still allows."""
+        rounds = max(0, self.plan.promise.rounds - self.rounds)
+        models = max(0, self.plan.validations - self.validations)
+        unit = self.plan.promise.unit
+        validation = self.plan.validation(models)
+        return [
+            Use(self.run, self.dataset, TRAIN, unit, self.plan.training(rounds)),
+            Use(self.run, self.dataset, VAL, unit, validation),
+        ]
+
+    def holds(self, limits: PrivacyLimits, now: datetime) -> bool:
+        """Whether the rest of the plan is kept for this run."""
+        return not self.closed and now - self.last <= timedelta(days=limits.hold_days)
+
+
+def state_of(entries: Sequence[Entry]) -> RunState | None:
+    """The state of the run that all ``entries`` belong to; None without a plan."""
+    plans = [e for e in entries if e.kind == "plan"]
+    if not plans:
+        return None
+    latest = plans[-1]
+    note = latest.notes()
+    plan = dict(note["plan"])
+    reserved = [e.mechanism for e in entries if e.kind == "reserve"]
+    return RunState(
+        run=latest.run,
+        dataset=latest.dataset,
+        plan=RunPlan(**(plan | {"promise": Promise(**plan["promise"])})),
+        rounds=reserved.count(TRAINING),
+        validations=reserved.count(VALIDATION),
+        closed=any(e.kind == "close" for e in entries),
+        last=datetime.fromisoformat(entries[-1].time).astimezone(UTC),
+        limits=note["limits"],
+    )
+
+
+def reserved_use(entry: Entry) -> Use:
+    """What a ``reserve`` entry counts for."""
+    event = None
+    if entry.noise_multiplier is not None:
+        assert entry.sampling_rate is not None and entry.steps is not None
+        event = Event(entry.noise_multiplier, entry.sampling_rate, entry.steps)
+    pure = math.inf if entry.mechanism == NON_PRIVATE else entry.pure_epsilon or 0.0
+    return Use(entry.run, entry.dataset, entry.part, entry.unit, event, pure)
+
+
+def reservation(state: RunState, round: int, model: str, mechanism: str) -> Entry | None:
+    """The entry that reserves one round's training, or one model's validation figures.
+
+    None where the plan allows no more of it.
+    """
+    plan = state.plan
+    if mechanism == TRAINING:
+        part, event = TRAIN, plan.training(1) if state.rounds < plan.promise.rounds else None
+    else:
+        part, event = VAL, plan.validation(1) if state.validations < plan.validations else None
+    if event is None:
+        return None
+    return Entry(
+        kind="reserve",
+        run=state.run,
+        round=round,
+        dataset=state.dataset,
+        part=part,
+        mechanism=mechanism,
+        unit=plan.promise.unit,
+        sampling_rate=event.sampling_rate,
+        noise_multiplier=event.noise_multiplier,
+        steps=event.steps,
+        model=model,
+    )
+
+
+def cost_of(uses: Sequence[Use], part: str, delta: float) -> Epsilon:
+    """ε of one run's ``uses`` of one part, by both accountants."""
+    mine = [u for u in uses if u.part in (part, "all")]
+    events = [u.event for u in mine if u.event is not None]
+    return epsilon_of(events, delta, pure=sum(u.pure for u in mine))
