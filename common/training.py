@@ -1,12 +1,13 @@
 """Training and evaluating at one hospital, private or not. Knows no Flower and no files.
 
-Private training is DP-SGD (Abadi et al. 2016) through Opacus: Poisson batches, each image's
-gradient clipped to norm C, Gaussian noise of σ·C on the sum, division by the *expected* batch
-size (the real one is private).
+Private training is DP-SGD (Abadi et al. 2016) through Opacus: Poisson batches of privacy units
+(images or patients), each unit's gradient clipped to norm C, Gaussian noise of σ·C on the sum,
+division by the *announced* batch size (the real one is private).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,9 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, PrivacyError
 from common.model import Weights, get_weights, set_weights
-from common.privacy.engine import PoissonBatches, make_private
+from common.privacy.engine import (
+    PoissonBatches,
+    SecureDPOptimizer,
+    images_at_once,
+    make_private,
+)
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
 
@@ -30,15 +36,47 @@ class TrainingError(ConsiliumError):
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateStep:
-    """The mechanism of every step: σ (noise std / C) and C (largest norm of one gradient)."""
+    """DP-SGD by public figures alone: nothing here may be derived from private data.
+
+    Not even from how many images the hospital has: the true number is private, so the rate and
+    the divisor are what the hospital announced, not what it counts. A *privacy unit* is one
+    image, or one patient where ``train`` is given ``units``.
+
+    Raises PrivacyError for figures that cannot be accounted for.
+    """
 
     noise_multiplier: float
+    """σ: the noise's standard deviation / clipping norm."""
     clipping_norm: float
+    """C: the largest L2 norm of one privacy unit's gradient."""
+    sampling_rate: float
+    """q: each privacy unit is in each batch with this probability, independently of all else."""
+    steps: int
+    """Batches of one call to ``train``."""
+    expected_batch_size: float
+    """In privacy units: what the noisy sum is divided by, whatever the batch really holds."""
+
+    def __post_init__(self) -> None:
+        positive = (self.noise_multiplier, self.clipping_norm, self.expected_batch_size)
+        ok = (
+            all(math.isfinite(x) and x > 0 for x in positive)
+            and 0 < self.sampling_rate <= 1
+            and self.steps >= 1
+        )
+        if not ok:
+            raise PrivacyError(
+                f"{self} is no private training",
+                "use σ, C and an expected batch size > 0, a sampling rate in (0, 1] and steps ≥ 1",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How one hospital trains in one round."""
+    """How one hospital trains in one round.
+
+    With ``privacy`` set, ``epochs`` and ``batch_size`` are not used: the steps and the size of
+    a batch are ``privacy``'s public figures.
+    """
 
     epochs: int
     batch_size: int
@@ -50,7 +88,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``update`` = θ after − θ before (float32; name → array), mean ``loss`` over all batches."""
+    """``update`` = θ after − θ before (float32; name → array); ``steps`` batches made it.
+
+    ``loss`` (the mean over all images of all batches) and ``examples`` (the true number of
+    images) are private figures, for the hospital's own eyes: no noise covers them.
+    """
 
     update: Weights
     loss: float
@@ -75,7 +117,7 @@ def to_tensor(images: np.ndarray) -> Tensor:
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Batches of one pass; under DP the sampling rate is one over this."""
+    """Batches of one pass over ``images`` images; at least one."""
     return max(1, -(-images // batch_size))
 
 
@@ -112,14 +154,20 @@ def train(
     settings: TrainSettings,
     *,
     seed: int,
+    units: Tensor | None = None,
     random: SecureRandom | None = None,
     criterion: Criterion = F.cross_entropy,
 ) -> TrainResult:
     """Train ``model`` from the weights ``start`` on (N, C, H, W) ``images``, (N,) ``labels``.
 
-    Without privacy the result depends on the arguments alone (for one number of threads). With
-    privacy ``seed`` is not used: batches and noise come from ``random``, by default a fresh
-    :class:`SecureRandom`.
+    Without privacy the result depends on the arguments alone (for one number of threads), and
+    not on ``units``. With privacy ``seed`` is not used: batches and noise come from ``random``,
+    by default a fresh :class:`SecureRandom`.
+
+    ``units`` (N,) int64: images with the same number are one privacy unit (a patient). They are
+    sampled together and their summed gradient is clipped, so the guarantee is for the patient,
+    whatever the number of images. None: each image is a unit of its own. ``criterion`` is the
+    mean of per-image losses.
 
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`),
     TrainingError when the loss or the update is not finite.
@@ -132,9 +180,18 @@ def train(
         optimizer = _make_optimizer(model, settings)
         loss, steps = _descend(model, optimizer, batches, criterion)
     else:
-        loss, steps = _train_private(
-            model, images, labels, settings, settings.privacy, random or SecureRandom(), criterion
+        private = PoissonBatches(
+            images,
+            labels,
+            sampling_rate=settings.privacy.sampling_rate,
+            steps=settings.privacy.steps,
+            expected_batch_size=settings.privacy.expected_batch_size,
+            random=random or SecureRandom(),
+            units=units,
+            most_images=images_at_once(model),
         )
+        loss = _train_private(model, private, settings, settings.privacy, criterion)
+        steps = settings.privacy.steps
     end = get_weights(model)
     update = {name: (end[name].astype(np.float64) - start[name]).astype(np.float32) for name in end}
     if not all(np.isfinite(u).all() for u in update.values()):
@@ -144,31 +201,26 @@ def train(
 
 def _train_private(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    batches: PoissonBatches,
     settings: TrainSettings,
     privacy: PrivateStep,
-    random: SecureRandom,
     criterion: Criterion,
-) -> tuple[float, int]:
+) -> float:
+    images, _ = batches.dataset.tensors
     check_images(images)
     with torch.no_grad():
         num_classes = model(images[:1]).shape[1]
     check_criterion(criterion, num_classes)
-    epoch = PoissonBatches(
-        images, labels, steps_per_epoch(len(labels), settings.batch_size), random
-    )
     wrapped, optimizer, _ = make_private(
         model,
         _make_optimizer(model, settings),
-        epoch,
+        batches,
         noise_multiplier=privacy.noise_multiplier,
         clipping_norm=privacy.clipping_norm,
     )
     watch = ContiguityWatch(model)
     try:
-        batches = (batch for _ in range(settings.epochs) for batch in epoch)
-        return _descend(wrapped, optimizer, batches, criterion)
+        return _descend_private(wrapped, optimizer, batches, criterion)
     finally:
         watch.remove()
         wrapped.remove_hooks()  # type: ignore[operator]  # the caller's model is plain again
@@ -183,16 +235,37 @@ def _descend(
     total, images, steps = 0.0, 0, 0
     for x, y in batches:
         optimizer.zero_grad()
-        loss = criterion(model(x), y) if len(y) else model(x).sum()  # empty: zero gradients
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {steps + 1}",
-                "lower the learning rate, or check the images",
-            )
-        loss.backward()
+        loss = criterion(model(x), y)
+        total += _finite(loss) * len(y)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total, images, steps = total + loss.item() * len(y), images + len(y), steps + 1
+        images, steps = images + len(y), steps + 1
     return total / max(images, 1), steps
+
+
+def _descend_private(
+    model: nn.Module, optimizer: SecureDPOptimizer, batches: PoissonBatches, criterion: Criterion
+) -> float:
+    total, images = 0.0, 0
+    for part in batches:
+        optimizer.zero_grad()
+        if len(part.labels):
+            loss = criterion(model(part.images), part.labels) * len(part.labels)
+            total += _finite(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.expect(part)
+        optimizer.step()  # adds noise and moves the weights at a batch's last part
+        images += len(part.labels)
+    return total / max(images, 1)
+
+
+def _finite(loss: Tensor) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the loss of a batch is {value}", "lower the learning rate, or check the images"
+        )
+    return value
 
 
 def evaluate(

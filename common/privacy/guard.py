@@ -59,32 +59,53 @@ def check_images(images: Tensor) -> None:
         raise PrivacyError("the images hold NaN or infinity", "check the image files and decoding")
 
 
-def check_criterion(criterion: Criterion, num_classes: int) -> None:
-    """Refuse a loss in which one image's gradient depends on another image.
+def check_units(units: Tensor, images: int) -> Tensor:
+    """``units`` itself: (N,) int64, one number for each of ``images`` images; else PrivacyError."""
+    if units.dtype != torch.int64 or units.shape != (images,):
+        raise PrivacyError(
+            f"the privacy units are {units.dtype} of shape {tuple(units.shape)}, for "
+            f"{images} images",
+            "give one int64 number for each image: the patient's",
+        )
+    return units
 
-    Tried on random logits: the gradient of each row must stay the same when the logits and the
-    label of another row change. A mean weighted by class fails (its divisor is the sum of the
-    batch's weights), as do contrastive losses.
+
+def check_criterion(criterion: Criterion, num_classes: int) -> None:
+    """Refuse a loss that is not the mean of losses of one image each.
+
+    Tried on random logits. The gradient of each row must stay the same when the logits and the
+    label of another row change: a mean weighted by class fails (its divisor is the sum of the
+    batch's weights), as do contrastive losses. And of n rows it must be 1/n of what it is of the
+    row alone: the trainer multiplies by n, so that under a sum each image's gradient would
+    depend on how many others there are.
     """
     gen = torch.Generator().manual_seed(0)  # a probe's inputs, no secret
     logits = torch.randn(6, num_classes, generator=gen, dtype=torch.float64)
     labels = torch.arange(6) % num_classes
 
-    def rows_but_first(z: Tensor, y: Tensor) -> Tensor:
+    def gradient(z: Tensor, y: Tensor) -> Tensor:
         z = z.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(criterion(z, y), z)
-        return gradient[1:]
+        return torch.autograd.grad(criterion(z, y), z)[0]
 
-    before = rows_but_first(logits, labels)
+    def same(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+    before = gradient(logits, labels)[1:]
     for row in range(num_classes):
         changed_logits, changed_labels = logits.clone(), labels.clone()
         changed_logits[0] = 3.0 * torch.randn(num_classes, generator=gen, dtype=torch.float64)
         changed_labels[0] = row
-        after = rows_but_first(changed_logits, changed_labels)
-        if not torch.allclose(before, after, rtol=1e-9, atol=1e-12):
+        if not same(before, gradient(changed_logits, changed_labels)[1:]):
             raise PrivacyError(
                 "the loss couples images: the gradient of one changes with another",
-                "use a mean or sum of per-image losses, without class-weighted averaging",
+                "use a mean of per-image losses, without class-weighted averaging",
+            )
+    alone = torch.cat([gradient(logits[i : i + 1], labels[i : i + 1]) for i in range(6)])
+    for n in range(2, 7):
+        if not same(n * gradient(logits[:n], labels[:n]), alone[:n]):
+            raise PrivacyError(
+                "the loss is no mean: an image's gradient changes with the number of images",
+                "use the mean of per-image losses (reduction='mean')",
             )
 
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from common.model import ModelSpec, build, get_weights, weights_digest
+from common.errors import PrivacyError
+from common.model import ModelSpec, build, get_weights, set_weights, weights_digest
 from common.privacy.engine import PoissonBatches, make_private
+from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
 from common.training import (
     PrivateStep,
@@ -24,10 +27,28 @@ SPEC = ModelSpec(width=0.0625)
 PLAIN = TrainSettings(epochs=2, batch_size=16, learning_rate=1e-3, optimizer="adam")
 
 
-def private(sigma: float, clip: float = 1.0, **changes: object) -> TrainSettings:
+def private(
+    sigma: float,
+    clip: float = 1.0,
+    *,
+    rate: float = 1 / 3,
+    steps: int = 3,
+    expected: float = 16.0,
+    **changes: object,
+) -> TrainSettings:
     settings = {**PLAIN.__dict__, **changes}
-    settings["privacy"] = PrivateStep(noise_multiplier=sigma, clipping_norm=clip)
+    settings["privacy"] = PrivateStep(
+        noise_multiplier=sigma,
+        clipping_norm=clip,
+        sampling_rate=rate,
+        steps=steps,
+        expected_batch_size=expected,
+    )
     return TrainSettings(**settings)  # type: ignore[arg-type]
+
+
+def flat(update: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([u.ravel() for u in update.values()])
 
 
 @pytest.fixture(scope="module")
@@ -89,64 +110,85 @@ def test_two_hospitals_in_one_process_get_different_noise(
 ) -> None:
     """Without clipped signal (C tiny against σC) the updates are noise: they must not correlate."""
     start = get_weights(build(SPEC, seed=0))
-    settings = private(1000.0, clip=1e-3, optimizer="sgd", epochs=1, learning_rate=1.0)
-    flat = [
-        np.concatenate(
-            [
-                u.ravel()
-                for u in train(build(SPEC), start, images, labels, settings, seed=0).update.values()
-            ]
-        )
-        for _ in range(2)
-    ]
-    assert abs(np.corrcoef(flat[0], flat[1])[0, 1]) < 0.05
+    settings = private(1000.0, clip=1e-3, optimizer="sgd", learning_rate=1.0)
+    one, two = (
+        flat(train(build(SPEC), start, images, labels, settings, seed=0).update) for _ in range(2)
+    )
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.05
 
 
-def test_a_step_is_the_clipped_sum_plus_noise_over_the_expected_batch() -> None:
-    """One step of SGD against per-image gradients by hand; the noise has deviation σ·C / batch."""
+def test_a_step_is_the_clipped_sum_plus_noise_over_the_announced_batch() -> None:
+    """One step of SGD against per-image gradients by hand; σ is too small to be seen."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     x, y = torch.randn(10, 3, 2, 2), torch.arange(10) % 3
-    clip, sigma = 0.5, 1e-9
+    clip, sigma, announced = 0.5, 1e-9, 12.5
     expected = torch.zeros(3, 12)
     for i in range(10):
         model.zero_grad()
         nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
         grads = [p.grad for p in model.parameters()]
         norm = torch.sqrt(sum((g**2).sum() for g in grads))
-        expected += grads[0] * min(1.0, clip / float(norm + 1e-6))
-    model.zero_grad()
-    batches = PoissonBatches(x, y, 1, SecureRandom())  # q = 1: every image is in
-    before = model[1].weight.detach().clone()
+        expected += grads[0] * min(1.0, clip / float(norm))
+    start = get_weights(model)
+    settings = private(
+        sigma, clip, rate=1.0, steps=1, expected=announced, optimizer="sgd", learning_rate=1.0
+    )
+    update = train(model, start, x, y, settings, seed=0).update
+    np.testing.assert_allclose(-update["1.weight"], expected / announced, rtol=1e-4, atol=1e-6)
+
+
+def test_the_accountant_is_told_the_public_rate() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x, y = torch.randn(10, 3, 2, 2), torch.arange(10) % 3
+    batches = PoissonBatches(
+        x, y, sampling_rate=0.3, steps=4, expected_batch_size=3.0, random=SecureRandom()
+    )
     wrapped, optimizer, engine = make_private(
         model, torch.optim.SGD(model.parameters(), lr=1.0), batches,
-        noise_multiplier=sigma, clipping_norm=clip,
+        noise_multiplier=1.5, clipping_norm=0.5,
     )  # fmt: skip
-    for bx, by in batches:
-        nn.functional.cross_entropy(wrapped(bx), by).backward()
+    for part in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(part.images), part.labels, reduction="sum").backward()
+        optimizer.expect(part)
         optimizer.step()
-    torch.testing.assert_close(
-        before - model[1].weight.detach(), expected / 10, rtol=1e-4, atol=1e-6
-    )
-    assert engine.accountant.history == [(sigma, 1.0, 1)]
+    assert engine.accountant.history == [(1.5, 0.3, 4)]
 
 
 def test_noise_added_has_the_claimed_deviation(images: torch.Tensor, labels: torch.Tensor) -> None:
+    """One step at q = 1: (clipped sum + N(0, σ(C + γ√d))) / 48, the sum's norm at most 48·C."""
     start = get_weights(build(SPEC, seed=0))
     sigma, clip = 50.0, 0.01
     settings = private(
-        sigma, clip=clip, optimizer="sgd", epochs=1, batch_size=48, learning_rate=1.0
+        sigma, clip, rate=1.0, steps=1, expected=48.0, optimizer="sgd", learning_rate=1.0
     )
-    update = train(build(SPEC), start, images, labels, settings, seed=0).update
-    flat = np.concatenate([u.ravel() for u in update.values()])
-    # One step at q = 1: (clipped sum + N(0, σC)) / 48, the sum's norm is at most 48·C.
-    assert flat.std() == pytest.approx(sigma * clip / 48, rel=0.03)
+    noise = 48.0 * flat(train(build(SPEC), start, images, labels, settings, seed=0).update)
+    mechanism = GaussianSum(sigma, clip, len(noise))
+    # 20,000 values: the estimate of the deviation errs by 0.5 %.
+    assert noise.std() == pytest.approx(mechanism.std, rel=0.025)
+
+
+def test_neither_rate_nor_divisor_depend_on_the_number_of_images(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    start = get_weights(build(SPEC, seed=0))
+    settings = private(
+        50.0, 0.01, rate=0.5, steps=1, expected=1000.0, optimizer="sgd", learning_rate=1.0
+    )
+    for n in (48, 7):
+        update = train(build(SPEC), start, images[:n], labels[:n], settings, seed=0).update
+        assert flat(update).std() == pytest.approx(50.0 * 0.01 / 1000, rel=0.03)
 
 
 def test_poisson_batches_have_the_claimed_rate_and_may_be_empty() -> None:
-    batches = PoissonBatches(torch.zeros(40, 1), torch.arange(40), 20, SecureRandom())
-    seen = [y for _ in range(200) for _, y in batches]
+    batches = PoissonBatches(
+        torch.zeros(40, 1), torch.arange(40), sampling_rate=0.05, steps=4000,
+        expected_batch_size=2.0, random=SecureRandom(),
+    )  # fmt: skip
+    parts = list(batches)
+    seen = [part.labels for part in parts]
     sizes = np.array([len(y) for y in seen])
-    assert len(seen) == 4000
+    assert len(seen) == 4000 and all(part.last for part in parts)
     assert (sizes == 0).any()
     assert sizes.mean() == pytest.approx(2.0, abs=0.15)
     assert sizes.var() == pytest.approx(40 * 0.05 * 0.95, rel=0.15)
@@ -155,12 +197,54 @@ def test_poisson_batches_have_the_claimed_rate_and_may_be_empty() -> None:
     assert all(len(np.unique(y)) == len(y) for y in seen)
 
 
+def test_a_batch_taken_in_parts_is_the_same_step() -> None:
+    """A Poisson batch too large for the memory goes through the network in parts."""
+    x, y = torch.randn(30, 3, 2, 2), torch.arange(30) % 3
+    after = []
+    for most in (1024, 7):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        set_weights(model, {"1.weight": np.ones((3, 12)), "1.bias": np.zeros(3)})
+        batches = PoissonBatches(
+            x, y, sampling_rate=0.8, steps=3, expected_batch_size=24.0, most_images=most,
+            random=SecureRandom(key_for_tests=bytes(32)),
+        )  # fmt: skip
+        wrapped, optimizer, engine = make_private(
+            model, torch.optim.SGD(model.parameters(), lr=1.0), batches,
+            noise_multiplier=0.1, clipping_norm=0.5,
+        )  # fmt: skip
+        for part in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(part.images), part.labels, reduction="sum").backward()
+            optimizer.expect(part)
+            optimizer.step()
+        assert engine.accountant.history == [(0.1, 0.8, 3)]
+        after.append(get_weights(model)["1.weight"])
+    np.testing.assert_allclose(after[0], after[1], rtol=1e-5, atol=1e-6)
+
+
 def test_empty_batches_train_to_the_end(images: torch.Tensor, labels: torch.Tensor) -> None:
     start = get_weights(build(SPEC, seed=0))
-    settings = private(1.0, epochs=8, batch_size=1)
+    settings = private(1.0, rate=0.1, steps=16, expected=1.0)
     result = train(build(SPEC), start, images[:2], labels[:2], settings, seed=0)
     assert result.steps == 16
     assert all(np.isfinite(u).all() for u in result.update.values())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"noise_multiplier": 0.0},
+        {"clipping_norm": float("inf")},
+        {"sampling_rate": 0.0},
+        {"sampling_rate": 1.01},
+        {"steps": 0},
+        {"expected_batch_size": float("nan")},
+    ],
+)
+def test_a_step_that_cannot_be_accounted_for_is_refused(bad: dict[str, float]) -> None:
+    good = private(1.0).privacy
+    with pytest.raises(PrivacyError, match="no private training"):
+        PrivateStep(**{**good.__dict__, **bad})
 
 
 def test_the_model_is_plain_again_after_private_training(
@@ -168,7 +252,7 @@ def test_the_model_is_plain_again_after_private_training(
 ) -> None:
     model = build(SPEC)
     start = get_weights(build(SPEC, seed=0))
-    train(model, start, images, labels, private(1.0, epochs=1), seed=0)
+    train(model, start, images, labels, private(1.0), seed=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     train(model, start, images, labels, PLAIN, seed=0)
 

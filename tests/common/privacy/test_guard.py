@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from common.errors import PrivacyError
 from common.model import DPResNet, ModelSpec, build, get_weights
-from common.privacy.guard import check_criterion, check_images, check_model
+from common.privacy.guard import check_criterion, check_images, check_model, check_units
 from common.training import PrivateStep, TrainSettings, train
 
 PRIVATE = TrainSettings(
     epochs=1, batch_size=4, learning_rate=1e-3, optimizer="adam",
-    privacy=PrivateStep(noise_multiplier=1.0, clipping_norm=1.0),
+    privacy=PrivateStep(
+        noise_multiplier=1.0, clipping_norm=1.0, sampling_rate=1.0, steps=2, expected_batch_size=8.0
+    ),
 )  # fmt: skip
 
 
@@ -76,6 +78,33 @@ def test_losses_that_couple_images_are_refused() -> None:
     for coupled in (class_weighted, contrastive):
         with pytest.raises(PrivacyError, match="couples"):
             check_criterion(coupled, 3)
+
+
+def test_losses_that_are_no_mean_are_refused() -> None:
+    """Under a sum the trainer's factor n would scale all gradients when one image goes."""
+
+    def total(z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z, y, reduction="sum")
+
+    def mean_with_a_fixed_divisor(z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z, y, reduction="sum") / 6
+
+    for other in (total, mean_with_a_fixed_divisor):
+        with pytest.raises(PrivacyError, match="no mean"):
+            check_criterion(other, 3)
+
+
+def test_label_smoothing_is_accepted() -> None:
+    check_criterion(nn.CrossEntropyLoss(label_smoothing=0.1), 8)
+
+
+@pytest.mark.parametrize(
+    "units",
+    [torch.zeros(3, dtype=torch.int64), torch.zeros(4), torch.zeros(4, 1, dtype=torch.int64)],
+)
+def test_units_that_do_not_number_the_images_are_refused(units: Tensor) -> None:
+    with pytest.raises(PrivacyError, match="for 4 images"):
+        check_units(units, 4)
 
 
 def test_images_with_nan_are_refused() -> None:
