@@ -8,61 +8,88 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.hospital import Hospital, home_of
 from common.messages import Envelope, Greeting, Job, Refusal
+from common.secagg import RoundBinding
 
 log = logging.getLogger("consilium.hospital")
 
 app = ClientApp()
 
 
+class Desk:
+    """What is at hand while one message is answered: the hospital, the job, the round."""
+
+    def __init__(self, stage: str, context: Context) -> None:
+        self.stage = stage
+        self.context = context
+        self.job: Job | None = None
+        self.round: RoundBinding | None = None
+
+    @cached_property
+    def hospital(self) -> Hospital:
+        """This node's hospital; ConfigError if node or run config are unusable."""
+        return Hospital.from_context(self.context)
+
+    def open_job(self, message: Message) -> Job:
+        """The job in ``message``; first of all whatever was left of an earlier round is wiped."""
+        from client_app import secagg
+
+        secagg.wipe(self.context)
+        self.job = Job.from_record(message.content)
+        return self.job
+
+    def note(self, record: RecordDict) -> None:
+        """List ``record`` in the egress log; EgressError if it must not leave."""
+        from client_app import egress
+
+        egress.note(
+            home_of(self.context),
+            record,
+            stage=self.stage,
+            hospital=self.__dict__.get("hospital"),
+            job=self.job or self.round,
+            binding=self.round,
+        )
+
+
 @app.query("greet")
 def greet(message: Message, context: Context) -> Message:
     """Tell the hospital's name."""
 
-    def answer() -> RecordDict:
-        from client_app.hospital import Hospital
+    def answer(desk: Desk) -> RecordDict:
+        return Greeting(desk.hospital.name).to_record()
 
-        return Greeting(Hospital.from_context(context).name).to_record()
-
-    return _guarded(message, answer)
+    return _guarded("greet", message, context, answer)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Validate and train the model that was sent."""
 
-    def answer() -> RecordDict:
-        from client_app import secagg
-        from client_app.hospital import Hospital
+    def answer(desk: Desk) -> RecordDict:
         from client_app.work import train_job
 
-        secagg.wipe(context)  # first of all: whatever was left of an earlier round
+        return train_job(desk.open_job(message), desk.hospital, context)
 
-        hospital = Hospital.from_context(context)
-        return train_job(Job.from_record(message.content), hospital, context)
-
-    return _guarded(message, answer)
+    return _guarded("train", message, context, answer)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Validate the model that was sent."""
 
-    def answer() -> RecordDict:
-        from client_app import secagg
-        from client_app.hospital import Hospital
+    def answer(desk: Desk) -> RecordDict:
         from client_app.work import evaluate_job
 
-        secagg.wipe(context)
+        return evaluate_job(desk.open_job(message), desk.hospital, context)
 
-        hospital = Hospital.from_context(context)
-        return evaluate_job(Job.from_record(message.content), hospital, context)
-
-    return _guarded(message, answer)
+    return _guarded("evaluate", message, context, answer)
 
 
 @app.query("share")
@@ -90,39 +117,52 @@ def unmask(message: Message, context: Context) -> Message:
 
 
 def _stage(stage: str, message: Message, context: Context) -> Message:
-    def reply() -> RecordDict:
+    def reply(desk: Desk) -> RecordDict:
         from client_app import secagg
-        from client_app.hospital import Hospital
 
         try:
             payload = Envelope.from_record(message.content).payload
-            hospital = Hospital.from_context(context)
-            return Envelope(secagg.answer(stage, payload, context, hospital)).to_record()
+            desk.round = secagg.round_at_hand(context)
+            return Envelope(secagg.answer(stage, payload, context, desk.hospital)).to_record()
         except BaseException:
             secagg.wipe(context)
             raise
 
-    return _guarded(message, reply)
+    return _guarded(stage, message, context, reply)
 
 
 @app.query("close")
 def close(message: Message, context: Context) -> Message:
     """The round is over for this hospital: forget what is left of it."""
 
-    def reply() -> RecordDict:
+    def reply(desk: Desk) -> RecordDict:
         from client_app import secagg
 
         secagg.wipe(context)
         return Envelope(b"").to_record()
 
-    return _guarded(message, reply)
+    return _guarded("close", message, context, reply)
 
 
-def _guarded(message: Message, answer: Callable[[], RecordDict]) -> Message:
-    """``answer``'s record, or a refusal: the server learns a code, the details stay here."""
+def _guarded(
+    stage: str, message: Message, context: Context, answer: Callable[[Desk], RecordDict]
+) -> Message:
+    """``answer``'s record, or a refusal: the server learns a code, the details stay here.
+
+    Either is listed in the hospital's egress log before it leaves.
+    """
+    desk = Desk(stage, context)
     try:
-        return Message(answer(), reply_to=message)
+        record = answer(desk)
+        desk.note(record)
+        return Message(record, reply_to=message)
     except Exception as error:
         refusal = Refusal.of(error)
         log.exception("refused (%s, id %s)", refusal.code, refusal.correlation_id)
-        return Message(refusal.to_record(), reply_to=message)
+    record = refusal.to_record()
+    try:
+        desk.note(record)
+    except Exception:
+        # A refusal says nothing of the data; without it the server would only wait in vain.
+        log.exception("the refusal %s is not in the egress log", refusal.correlation_id)
+    return Message(record, reply_to=message)

@@ -1,34 +1,77 @@
-"""A hospital's images as tensors."""
+"""A hospital's images as tensors, and which privacy units they belong to."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from client_app.hospital import Hospital
 from common.config import RunConfig
+from common.datasets import ImageSet
 from common.model import ModelSpec
+from common.privacy.ledger import Subjects
+from common.privacy.limits import PATIENT
+from common.privacy.plan import TRAIN, VAL
 from common.simulation import hospital_splits, load_dataset
 from common.training import to_tensor
 
 
 @dataclass(frozen=True, eq=False)
-class HospitalData:
-    """A hospital's images as the trainer wants them: (N, C, H, W) float32, labels (N,) int64."""
+class Part:
+    """One side of a hospital's split: (N, C, H, W) float32 images, (N,) int64 labels."""
 
-    train_images: Tensor
-    train_labels: Tensor
-    val_images: Tensor
-    val_labels: Tensor
+    images: Tensor
+    labels: Tensor
+    source: ImageSet
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def units(self, unit: str) -> Tensor:
+        """(N,) int64: the number of each image's privacy unit, from 0 without a gap.
+
+        For ``image`` two pictures that are the same picture are one unit. For ``patient``
+        DataError where it is not known whose an image is.
+        """
+        if unit == PATIENT:
+            numbers = self.source.units()
+        else:
+            numbers = np.unique(self.source.digests, axis=0, return_inverse=True)[1].reshape(-1)
+        return torch.from_numpy(numbers.astype(np.int64))
+
+    def count_units(self, unit: str) -> int:
+        """How many privacy units there are."""
+        return int(self.units(unit).max()) + 1 if len(self) else 0
+
+    def shared_units(self, unit: str) -> Tensor | None:
+        """:meth:`units`, or None where each image is one of its own: the trainer is quicker so."""
+        return self.units(unit) if self.count_units(unit) < len(self) else None
+
+
+@dataclass(frozen=True, eq=False)
+class HospitalData:
+    """A hospital's images, divided into training and validation."""
+
+    train: Part
+    val: Part
     num_classes: int
 
     @property
     def channels(self) -> int:
         """1 for grey, 3 for colour."""
-        return int(self.train_images.shape[1])
+        return int(self.train.images.shape[1])
+
+    def subjects(self) -> Mapping[str, Subjects]:
+        """Which images, and whose, as the privacy ledger asks."""
+        return {
+            name: Subjects(part.source.digests, part.source.patients)
+            for name, part in ((TRAIN, self.train), (VAL, self.val))
+        }
 
 
 def data_of(hospital: Hospital) -> HospitalData:
@@ -51,10 +94,8 @@ def model_spec(config: RunConfig, data: HospitalData) -> ModelSpec:
 def _data(config: RunConfig, partition_id: int, num_partitions: int) -> HospitalData:
     dataset = load_dataset(config)
     train, val = hospital_splits(dataset, config, num_partitions)[partition_id]
-    return HospitalData(
-        train_images=to_tensor(train.images),
-        train_labels=torch.from_numpy(train.labels),
-        val_images=to_tensor(val.images),
-        val_labels=torch.from_numpy(val.labels),
-        num_classes=dataset.num_classes,
-    )
+    return HospitalData(_part(train), _part(val), dataset.num_classes)
+
+
+def _part(images: ImageSet) -> Part:
+    return Part(to_tensor(images.images), torch.from_numpy(images.labels), images)

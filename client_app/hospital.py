@@ -8,6 +8,10 @@ No torch here: the short stages of secure aggregation must not pay for importing
 
 from __future__ import annotations
 
+import fcntl
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import consilium_home
 from common.partition import hospital_name
-from common.simulation import simulation_home
+from common.simulation import LEDGER, simulated_hospital
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Hospital:
         partition_id = int(node["partition-id"])
         return cls(
             name=hospital_name(partition_id),
-            home=simulation_home(),
+            home=home_of(context),
             config=RunConfig.parse(context.run_config),
             partition_id=partition_id,
             num_partitions=int(node["num-partitions"]),
@@ -57,8 +61,38 @@ class Hospital:
         )
 
     def run_directory(self, run: str) -> Path:
-        """What this hospital keeps of one run: its accountant's state, its last update."""
-        return self.home / run / self.name
+        """What this hospital keeps of one run: the last update, what was validated."""
+        return self.home / "runs" / run
+
+    def ledger(self, run: str) -> Path:
+        """The privacy ledger: one for all runs.
+
+        Where the policy sets no total, as in a simulation without a policy of its own, there is
+        nothing to add up: each run has a ledger for itself, and stays as fast as the first.
+        """
+        alone = math.isinf(self.policy.privacy.total_epsilon)
+        return (self.run_directory(run) if alone else self.home) / LEDGER
+
+    @contextmanager
+    def alone_in(self, run: str) -> Iterator[Path]:
+        """The run's directory, with no other process of this hospital in it meanwhile.
+
+        A node may work on two messages at a time: asked for the same round twice, it must train
+        once. The operating system frees the lock of a process that dies.
+        """
+        directory = self.run_directory(run)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (directory / "lock").open("w") as file:
+            (directory / "lock").chmod(0o600)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield directory
+
+
+def home_of(context: Context) -> Path:
+    """The hospital's own directory; for a node that is no simulated hospital, consilium's home."""
+    if "partition-id" not in context.node_config:
+        return consilium_home()
+    return simulated_hospital(hospital_name(int(context.node_config["partition-id"])))
 
 
 def _policy(path: object) -> HospitalPolicy:

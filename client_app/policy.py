@@ -8,35 +8,84 @@ secagg = "required"         # or "optional": then a server may ask for the updat
 min-cohort = 4              # fewest hospitals whose sum may be revealed
 min-threshold = 4           # smallest reconstruction threshold
 require-roster = true       # refuse rounds whose hospitals are not on a signed roster
+
+[privacy]
+total-epsilon = 8.0         # what any image may ever cost, over all runs (inf: no limit)
+total-delta = 2e-4          # the δ at which that holds
+run-epsilon = 8.0           # of one run
+min-noise-multiplier = 0.4  # smallest noise of a training step, in clipping norms
+allow-non-private = false   # whether privacy=none is allowed at all
+unit = "image"              # or "patient": what ε is promised for
+metrics = "noised"          # validation figures; or "withheld", or "exact" (outside ε)
+hold-days = 7               # for which an unfinished run keeps the rest of its budget
 ```
+
+An entry that is left out has the value above. One that is unknown is an error, not ignored: a
+limit that is misspelt must not silently not hold.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError, ConsiliumError
+from common.privacy.limits import PrivacyLimits
 from common.secagg import SecAggPolicy
 
 MAX_BOUND = 1e9
 """Largest range of a real segment: a sum of losses over max-examples images must fit."""
-
-_AGGREGATION: Mapping[str, type] = {
-    "secagg": str,
-    "min-cohort": int,
-    "min-threshold": int,
-    "require-roster": bool,
-}
 
 
 class PolicyRefusal(ConsiliumError):
     """A server asked for less than this hospital's policy allows."""
 
     code = "policy"
+
+
+class _Table(BaseModel):
+    """Strict: no entry beyond those named, no text where a number belongs."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+
+_SILENT = SecAggPolicy()
+
+
+class Aggregation(_Table):
+    """The table ``[aggregation]``."""
+
+    secagg: Literal["required", "optional"] = "required"
+    min_cohort: int = _SILENT.min_cohort
+    min_threshold: int = _SILENT.min_threshold
+    require_roster: bool = True
+
+
+class Privacy(_Table):
+    """The table ``[privacy]``."""
+
+    total_epsilon: float = Field(PrivacyLimits.total_epsilon, gt=0)
+    total_delta: float = Field(PrivacyLimits.total_delta, gt=0, lt=0.01)
+    run_epsilon: float = Field(PrivacyLimits.run_epsilon, gt=0)
+    min_noise_multiplier: float = Field(
+        PrivacyLimits.min_noise_multiplier, ge=0, allow_inf_nan=False
+    )
+    allow_non_private: bool = PrivacyLimits.allow_non_private
+    unit: Literal["image", "patient"] = "image"
+    metrics: Literal["noised", "withheld", "exact"] = "noised"
+    hold_days: float = Field(PrivacyLimits.hold_days, ge=0, le=3650)
+
+
+class _Document(_Table):
+    version: Literal[1]
+    aggregation: Aggregation = Aggregation()
+    privacy: Privacy = Privacy()
 
 
 @dataclass(frozen=True)
@@ -47,24 +96,19 @@ class HospitalPolicy:
     secagg: SecAggPolicy = field(
         default_factory=lambda: SecAggPolicy(require_roster=True, max_bound=MAX_BOUND)
     )
+    privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
         """No limit beyond the protocol's floor: simulated hospitals hold nobody's data."""
-        return cls(
-            False,
-            SecAggPolicy(
-                min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
-            ),
+        floor = SecAggPolicy(
+            min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
         )
+        return cls(False, floor, PrivacyLimits.none())
 
     @classmethod
     def load(cls, path: Path) -> HospitalPolicy:
-        """Read a policy file; ConfigError names the file and the entry that is wrong.
-
-        An entry that is unknown is an error, not ignored: a limit that is misspelt must not
-        silently not hold.
-        """
+        """Read a policy file; ConfigError names the file and the entry that is wrong."""
         try:
             document = tomllib.loads(path.read_text())
         except (OSError, ValueError) as e:
@@ -72,26 +116,22 @@ class HospitalPolicy:
                 f"the policy {path} cannot be read: {e}",
                 "restore it; nothing is trained without it",
             ) from None
-        unknown = set(document) - {"version", "aggregation"}
-        if unknown or document.get("version") != 1:
-            raise _wrong(path, f"version {document.get('version')!r}, unknown {sorted(unknown)}")
-        table = _checked(path, document.get("aggregation", {}))
-        required = table.get("secagg", "required")
-        if required not in ("required", "optional"):
-            raise _wrong(path, f"secagg is {required!r}, not 'required' or 'optional'")
-        default = SecAggPolicy()
-        threshold = table.get("min-threshold", default.min_threshold)
         try:
+            checked = _Document.model_validate(document)
+            aggregation = checked.aggregation
             limits = SecAggPolicy(
-                min_cohort=table.get("min-cohort", default.min_cohort),
-                min_threshold=threshold,
-                min_shares=min(threshold, default.min_shares),
-                require_roster=table.get("require-roster", True),
+                min_cohort=aggregation.min_cohort,
+                min_threshold=aggregation.min_threshold,
+                min_shares=min(aggregation.min_threshold, _SILENT.min_shares),
+                require_roster=aggregation.require_roster,
                 max_bound=MAX_BOUND,
             )
+        except ValidationError as error:
+            raise _wrong(path, _first(error.errors()[0])) from None
         except ConfigError as error:
             raise _wrong(path, error.what) from None
-        return cls(required == "required", limits)
+        privacy = PrivacyLimits(**checked.privacy.model_dump())
+        return cls(aggregation.secagg == "required", limits, privacy)
 
     def check_plain(self, config_says_secagg: bool) -> None:
         """Refuse a request that would bypass aggregation: by policy, or against the run config."""
@@ -107,15 +147,9 @@ class HospitalPolicy:
             )
 
 
-def _checked(path: Path, table: Any) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise _wrong(path, "[aggregation] is no table")
-    for name, value in table.items():
-        if name not in _AGGREGATION:
-            raise _wrong(path, f"unknown entry '{name}' in [aggregation]")
-        if type(value) is not _AGGREGATION[name]:
-            raise _wrong(path, f"'{name}' is {value!r}, not a {_AGGREGATION[name].__name__}")
-    return table
+def _first(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']} (found {problem['input']!r})"
 
 
 def _wrong(path: Path, what: str) -> ConfigError:

@@ -51,7 +51,7 @@ class Once:
     """
 
     def __init__(self, hospital: Hospital) -> None:
-        self._folder = hospital.home / "secagg" / str(hospital.flower_run) / hospital.name
+        self._folder = hospital.home / "secagg" / str(hospital.flower_run)
 
     def begin(self) -> str:
         """A new round: its token. Stages of every earlier one are refused from now on."""
@@ -174,6 +174,14 @@ def advertise(
     context.state[_INPUT] = ArrayRecord({"vector": stored})
     _store(context, machine, binding, Once(hospital).begin())
     return message
+
+
+def round_at_hand(context: Context) -> RoundBinding | None:
+    """What the round at this node is about; None if there is none."""
+    record = context.state.config_records.get(_STATE)
+    if record is None:
+        return None
+    return RoundBinding.from_bytes(bytes(record["binding"]))  # type: ignore[arg-type]
 
 
 def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> bytes:

@@ -6,73 +6,139 @@ Imported only when a hospital trains or evaluates, since it needs torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Context, RecordDict
-from safetensors import safe_open
-from safetensors.numpy import save
 
 from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
+from client_app.private import PrivateRun, admitted, note_non_private
 from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
-from common.config import RunConfig
-from common.errors import ConfigError, PrivacyError
-from common.files import atomic_write
+from common.errors import ConfigError
 from common.messages import Envelope, Job, Report
-from common.model import ModelSpec, build, get_weights, weights_digest
-from common.privacy.plan import PrivacyPlan
+from common.model import ModelSpec, Weights, build, get_weights, weights_digest
+from common.privacy.figures import Figures
+from common.privacy.limits import EXACT
 from common.secagg import RoundBinding
-from common.training import (
-    EvalResult,
-    PrivateStep,
-    TrainSettings,
-    evaluate,
-    steps_per_epoch,
-    train,
-)
+from common.training import EvalResult, TrainResult, TrainSettings, evaluate, train
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One job at one hospital, checked: what it is about and whether sums are secured."""
+
+    job: Job
+    hospital: Hospital
+    data: HospitalData
+    spec: ModelSpec
+    context: Context
+    binding: RoundBinding | None
+
+    @classmethod
+    def checked(cls, job: Job, hospital: Hospital, context: Context, purpose: str) -> _Work:
+        data = data_of(hospital)
+        spec = _checked_spec(job, hospital, data)
+        return cls(job, hospital, data, spec, context, _binding(job, hospital, context, purpose))
+
+    @property
+    def model(self) -> str:
+        """Hash of the model that was sent."""
+        return weights_digest(self.job.weights)
+
+    def validate(self) -> EvalResult:
+        """The model's exact figures on the validation images: for the hospital's eyes only."""
+        val, threads = self.data.val, self.hospital.config.threads
+        return evaluate(build(self.spec), self.job.weights, val.images, val.labels, threads=threads)
+
+    def exact_figures(self) -> Figures:
+        """The same, told as they are."""
+        result = self.validate()
+        return Figures(result.examples, float(result.correct), result.loss_sum)
+
+    def private_figures(self, run: PrivateRun) -> Figures:
+        """What the policy lets out under privacy; exact figures only into a secured sum."""
+        exact = self.hospital.policy.privacy.metrics == EXACT
+        if exact and self.binding is not None:
+            return self.exact_figures()
+        return run.figures(self.job.round, self.model, self.validate)
 
 
 def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images, then train it.
 
-    With privacy on, the round is charged before it trains, and the update is kept: the same
-    request again (a lost reply, a resumed run) gets the same update and costs nothing more.
+    With privacy on, the round is reserved in the hospital's ledger before it trains, and what
+    it released is kept: the same request again gets the same and costs nothing more. Figures
+    are then noised, and the training loss is not told.
 
     Under secure aggregation the answer holds this round's public keys only; update and figures
     stay at the node, to be masked. PolicyRefusal if the request would bypass it.
     """
-    data = data_of(hospital)
-    spec = _checked_spec(job, hospital, data)
-    binding = _binding(job, hospital, context, TRAIN)
-    validation = _validate(job, hospital, data, spec)
-    update, loss = _update(job, hospital, data, spec)
-    examples = len(data.train_labels)
-    if binding is None:
-        metrics = {"examples": float(examples), "train-loss-sum": loss * examples}
-        metrics |= _sums(validation)
-        return Report(job.run, job.round, hospital.name, metrics, update).to_record()
-    values = {
-        # In the model's own order, not in the one in which the server sent the weights: a server
-        # that permuted them for one hospital would find its update at another place of the sum.
-        "update": flatten({name: update[name] for name in get_weights(build(spec))}),
-        "train-loss-sum": np.array([loss * examples]),
-        **_segments(validation, hospital, job),
-    }
-    return _keys(job, hospital, context, binding, values, weight=examples)
+    work = _Work.checked(job, hospital, context, TRAIN)
+    if hospital.config.privacy == "none":
+        note_non_private(job.run, hospital, work.data)
+        figures = work.exact_figures()
+        result = _train(work, None)
+        weight = len(work.data.train)
+        return _answer(work, figures, result.update, weight, train_loss=result.loss * weight)
+    with admitted(job.run, hospital, work.data) as run:
+        update = run.update(job.round, work.model, lambda: _train(work, run).update)
+        figures = work.private_figures(run)
+        return _answer(work, figures, update, run.plan.train_count)
 
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images; nothing is trained."""
-    data = data_of(hospital)
-    spec = _checked_spec(job, hospital, data)
-    binding = _binding(job, hospital, context, VALIDATE)
-    validation = _validate(job, hospital, data, spec)
-    if binding is None:
-        return Report(job.run, job.round, hospital.name, _sums(validation)).to_record()
-    return _keys(job, hospital, context, binding, _segments(validation, hospital, job), weight=1)
+    work = _Work.checked(job, hospital, context, VALIDATE)
+    if hospital.config.privacy == "none":
+        note_non_private(job.run, hospital, work.data)
+        return _answer(work, work.exact_figures())
+    with admitted(job.run, hospital, work.data) as run:
+        return _answer(work, work.private_figures(run))
+
+
+def _answer(
+    work: _Work,
+    figures: Figures,
+    update: Weights | None = None,
+    weight: int = 1,
+    *,
+    train_loss: float | None = None,
+) -> RecordDict:
+    """The report, in the clear; or this round's keys, and the rest to be masked."""
+    job, hospital = work.job, work.hospital
+    if work.binding is None:
+        metrics = {f"val-{name}": float(value) for name, value in _named(figures).items()}
+        if update is not None:
+            metrics["examples"] = float(weight)
+        if train_loss is not None:
+            metrics["train-loss-sum"] = train_loss
+        return Report(job.run, job.round, hospital.name, metrics, update or {}).to_record()
+    if secagg.validated_before(hospital, bytes.fromhex(work.model)):
+        figures = Figures(0, 0.0, 0.0)
+    exact_counts = hospital.config.privacy == "none"
+    values = {
+        "val-examples": np.array([figures.examples]),
+        "val-correct": np.array([int(figures.correct) if exact_counts else figures.correct]),
+        "val-loss-sum": np.array([figures.loss_sum]),
+    }
+    if update is not None:
+        # In the model's own order, not in the one in which the server sent the weights: a server
+        # that permuted them for one hospital would find its update at another place of the sum.
+        values["update"] = flatten({n: update[n] for n in get_weights(build(work.spec))})
+    if train_loss is not None:
+        values["train-loss-sum"] = np.array([train_loss])
+    return _keys(work, work.binding, values, weight=weight)
+
+
+def _named(figures: Figures) -> Mapping[str, float]:
+    return {
+        "examples": figures.examples,
+        "correct": figures.correct,
+        "loss-sum": figures.loss_sum,
+    }
 
 
 def _binding(job: Job, hospital: Hospital, context: Context, purpose: str) -> RoundBinding | None:
@@ -93,68 +159,17 @@ def _binding(job: Job, hospital: Hospital, context: Context, purpose: str) -> Ro
 
 
 def _keys(
-    job: Job,
-    hospital: Hospital,
-    context: Context,
-    binding: RoundBinding,
-    values: Mapping[str, np.ndarray],
-    *,
-    weight: int,
+    work: _Work, binding: RoundBinding, values: Mapping[str, np.ndarray], *, weight: int
 ) -> RecordDict:
     message = secagg.advertise(
-        context,
-        hospital,
+        work.context,
+        work.hospital,
         binding,
         values,
         weight=weight,
-        model_hash=bytes.fromhex(weights_digest(job.weights)),
+        model_hash=bytes.fromhex(work.model),
     )
     return Envelope(message).to_record()
-
-
-def _update(
-    job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec
-) -> tuple[dict[str, np.ndarray], float]:
-    """(update, mean training loss): trained now, or kept from the same request before."""
-    if hospital.config.privacy == "none":
-        return _train(job, hospital, data, spec, None)
-    own = hospital.run_directory(job.run)
-    question = f"{job.round}:{weights_digest(job.weights)}"
-    kept = _kept_update(own, question)
-    if kept is not None:
-        return kept
-    plan = charge(own / "privacy.json", hospital.config, len(data.train_labels))
-    update, loss = _train(job, hospital, data, spec, plan)
-    _keep_update(own, question, update, loss)
-    return update, loss
-
-
-def charge(path: Path, config: RunConfig, images: int) -> PrivacyPlan:
-    """Charge one round to the run's plan at ``path`` and return it; made at the first round.
-
-    Raises PrivacyError when the plan is exhausted, damaged, or was made for other settings.
-    """
-    steps = steps_per_epoch(images, config.batch_size)
-    plan = PrivacyPlan.calibrated(
-        epsilon=config.epsilon,
-        delta=config.delta,
-        clipping_norm=config.clipping_norm,
-        sampling_rate=1.0 / steps,
-        steps_per_round=steps * config.local_epochs,
-        rounds=config.rounds,
-    )
-    if path.exists():
-        kept = PrivacyPlan.load(path)
-        if not kept.same_promise(plan):
-            raise PrivacyError(
-                "the run's privacy settings are not those of its first round "
-                f"({kept.rounds} rounds, ε={kept.epsilon}, δ={kept.delta})",
-                "go on with the settings of the first round, or start a new run",
-            )
-        plan = kept
-    plan = plan.charge_round()
-    plan.save(path)
-    return plan
 
 
 def _checked_spec(job: Job, hospital: Hospital, data: HospitalData) -> ModelSpec:
@@ -167,72 +182,24 @@ def _checked_spec(job: Job, hospital: Hospital, data: HospitalData) -> ModelSpec
     return spec
 
 
-def _validate(job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec) -> EvalResult:
-    return evaluate(
-        build(spec), job.weights, data.val_images, data.val_labels, threads=hospital.config.threads
-    )
-
-
-def _train(
-    job: Job, hospital: Hospital, data: HospitalData, spec: ModelSpec, plan: PrivacyPlan | None
-) -> tuple[dict[str, np.ndarray], float]:
-    c = hospital.config
-    privacy = None
-    if plan is not None:
-        privacy = PrivateStep(
-            noise_multiplier=plan.noise_multiplier, clipping_norm=plan.clipping_norm
-        )
+def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
+    c, job, part = work.hospital.config, work.job, work.data.train
     settings = TrainSettings(
         epochs=c.local_epochs,
         batch_size=c.batch_size,
         learning_rate=c.learning_rate_of(job.round),
         optimizer=c.optimizer,
         threads=c.threads,
-        privacy=privacy,
+        privacy=None if run is None else run.step(),
     )
     # Another order of batches for each hospital and round, the same for the same seed.
-    parts = np.random.SeedSequence([c.seed, job.round, hospital.partition_id])
-    result = train(
-        build(spec),
+    parts = np.random.SeedSequence([c.seed, job.round, work.hospital.partition_id])
+    return train(
+        build(work.spec),
         job.weights,
-        data.train_images,
-        data.train_labels,
+        part.images,
+        part.labels,
         settings,
         seed=int(parts.generate_state(1)[0]),
+        units=None if run is None else part.shared_units(run.plan.promise.unit),
     )
-    return result.update, result.loss
-
-
-def _segments(result: EvalResult, hospital: Hospital, job: Job) -> dict[str, np.ndarray]:
-    """The validation figures; zeros if this model's have been summed up before."""
-    if secagg.validated_before(hospital, bytes.fromhex(weights_digest(job.weights))):
-        result = EvalResult(0.0, 0, 0, result.probabilities[:0])
-    return {
-        "val-examples": np.array([result.examples]),
-        "val-correct": np.array([result.correct]),
-        "val-loss-sum": np.array([result.loss_sum]),
-    }
-
-
-def _sums(result: EvalResult) -> dict[str, float]:
-    return {
-        "val-examples": float(result.examples),
-        "val-loss-sum": result.loss_sum,
-        "val-correct": float(result.correct),
-    }
-
-
-def _keep_update(own: Path, question: str, update: dict[str, np.ndarray], loss: float) -> None:
-    about = {"question": question, "loss": repr(loss)}
-    atomic_write(own / "update.safetensors", save(update, metadata=about), mode=0o600)
-
-
-def _kept_update(own: Path, question: str) -> tuple[dict[str, np.ndarray], float] | None:
-    path = own / "update.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, framework="numpy") as file:
-        about = file.metadata()
-        if about.get("question") != question:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}, float(about["loss"])

@@ -56,21 +56,24 @@ def params_for(config: RunConfig, cohort: int) -> SecAggParams:
 def layout_for(purpose: str, length: int, config: RunConfig) -> VectorLayout:
     """The vector's segments; ``length``: number of weights in an update (0 to validate only).
 
-    ``weight`` is the number of training images, exact; the metrics are sums over images, so
-    that sums over hospitals give the means.
+    ``weight`` is the number of training images; the metrics are sums over images, so that sums
+    over hospitals give the means. Under differential privacy numbers and sums carry noise, the
+    validation sums may lie a little beyond what is possible, and no training loss is told.
     """
     most = config.max_examples
+    private = config.privacy != "none"
     validation = (
         Segment(name="val-examples", length=1, bound=most, kind="integer"),
-        Segment(name="val-correct", length=1, bound=most, kind="integer"),
+        Segment(name="val-correct", length=1, bound=2 * most, kind="real")
+        if private
+        else Segment(name="val-correct", length=1, bound=most, kind="integer"),
         Segment(name="val-loss-sum", length=1, bound=LARGEST_LOSS * most),
     )
     if purpose == VALIDATE:
         return VectorLayout(validation, 1)
     train_loss = Segment(name="train-loss-sum", length=1, bound=LARGEST_LOSS * most)
-    return update_layout(
-        length, bound=config.update_range, max_weight=most, metrics=(train_loss, *validation)
-    )
+    metrics = validation if private else (train_loss, *validation)
+    return update_layout(length, bound=config.update_range, max_weight=most, metrics=metrics)
 
 
 def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -136,6 +136,7 @@ class RunConfig:
     model: str
     model_width: float
     privacy: str
+    privacy_unit: str
     epsilon: float
     delta: float
     clipping_norm: float
@@ -250,12 +251,16 @@ KEYS: tuple[Key, ...] = (
     Key(name="privacy", default="local", choices=("none", "local", "distributed"),
         meaning="none; local: each hospital's own noise suffices; distributed: noise shared "
         "among hospitals (coming)"),
+    Key(name="privacy-unit", default="image", choices=("image", "patient"),
+        meaning="what ε is promised for: one image, or all images of a patient (then data must "
+        "say whose each image is)"),
     Key(name="epsilon", default=6.0, low=0.0, low_open=True, high=1000.0,
-        meaning="ε of the whole training, all rounds composed, at each hospital, per image"),
+        meaning="ε of the whole training, all rounds composed, at each hospital, per privacy "
+        "unit; validation figures and image counts included"),
     Key(name="delta", default=1.9e-4, low=0.0, low_open=True, high=1.0, high_open=True,
         meaning="δ of the whole training; should be below 1 / images of a hospital"),
     Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
-        meaning="largest L2 norm of one image's gradient"),
+        meaning="largest L2 norm of the gradient of one privacy unit"),
     Key(name="secagg", default=True,
         meaning="secure aggregation: the server sees only sums over the hospitals"),
     Key(name="num-shares", default=5, low=3, high=101,

@@ -7,11 +7,11 @@ from typing import Any
 
 from common.config import RunConfig
 from common.datasets import Dataset, ImageSet, load_cached, split_train_val
-from common.files import consilium_home, read_json
+from common.files import consilium_home
 from common.partition import hospital_name, partition
 
 VALIDATION_FRACTION = 0.2
-"""Each hospital keeps 80/20 train/val, as in the paper."""
+"""Each hospital keeps 80/20 train/val, as in the paper; about that under privacy."""
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -40,27 +40,45 @@ def hospital_splits(
         alpha=config.partition_alpha,
         min_size=config.partition_min_size,
         seed=config.seed,
-        groups=dataset.train.groups,
+        groups=dataset.train.linked(),
     )
     return [
-        split_train_val(dataset.train.subset(share), VALIDATION_FRACTION, config.seed + i)
+        split_train_val(
+            dataset.train.subset(share),
+            VALIDATION_FRACTION,
+            config.seed + i,
+            independent=config.privacy != "none",
+        )
         for i, share in enumerate(shares)
     ]
 
 
-def simulation_home() -> Path:
-    """Where simulated hospitals keep what is theirs: run / hospital / files."""
-    return consilium_home() / "simulation"
+LEDGER = "ledger.sqlite"
+"""File name of a hospital's privacy ledger."""
+
+
+def simulated_hospital(name: str) -> Path:
+    """Where a simulated hospital keeps what is its own."""
+    return consilium_home() / "simulation" / name
 
 
 def simulated_spending(run: str) -> dict[str, dict[str, float]]:
-    """Hospital → ε spent in ``run`` (``epsilon``, ``prv``, ``pld``), from the hospitals' own files.
+    """Hospital → ε spent in ``run`` (``epsilon``, ``prv``, ``pld``), from the hospitals' ledgers.
 
     Only a simulation can look there: real hospitals tell nobody what they spent beyond the
-    promise of the run, since ε together with its settings gives away how many images there are.
+    promise of the run.
     """
-    found = sorted((simulation_home() / run).glob("*/privacy.json"))
-    return {path.parent.name: dict(read_json(path)["spent"]) for path in found}
+    from common.privacy.ledger import Ledger
+
+    spent = {}
+    for home in sorted((consilium_home() / "simulation").glob("*")):
+        found = [p for p in (home / "runs" / run / LEDGER, home / LEDGER) if p.exists()]
+        if found:
+            with Ledger(found[0], create=False) as ledger:
+                if ledger.state(run) is not None:
+                    e = ledger.spent_by_run(run)
+                    spent[home.name] = {"epsilon": e.value, "prv": e.prv, "pld": e.pld}
+    return spent
 
 
 def partition_table(dataset: Dataset, config: RunConfig, num_hospitals: int) -> dict[str, Any]:

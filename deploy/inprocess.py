@@ -12,7 +12,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -70,8 +70,9 @@ class _Pending:
 class InProcessGrid(Grid):
     """``num_hospitals`` hospitals that run ``client_app``; ``workers`` of them at a time.
 
-    ``run_config`` is given to every hospital as Flower would. ``contexts`` (partition id →
-    Context) hold each hospital's state between messages, as a node's memory does.
+    ``run_config`` is given to every hospital as Flower would, and ``node_configs`` (partition id
+    → entries) to single ones. ``contexts`` (partition id → Context) hold each hospital's state
+    between messages, as a node's memory does.
     """
 
     client_app: ClientApp
@@ -79,6 +80,7 @@ class InProcessGrid(Grid):
     run_config: dict[str, Any]
     faults: list[Fault] = field(default_factory=list)
     workers: int = 1
+    node_configs: Mapping[int, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run_id = secrets.randbits(62)
@@ -98,7 +100,11 @@ class InProcessGrid(Grid):
         return Context(
             run_id=self.run_id,
             node_id=self._node(i),
-            node_config={"partition-id": i, "num-partitions": self.num_hospitals},
+            node_config={
+                "partition-id": i,
+                "num-partitions": self.num_hospitals,
+                **self.node_configs.get(i, {}),
+            },
             state=RecordDict(),
             run_config=dict(self.run_config),
         )
@@ -221,10 +227,12 @@ def run_in_process(
     num_hospitals: int,
     faults: Iterable[Fault] = (),
     workers: int = 1,
+    node_configs: Mapping[int, dict[str, Any]] | None = None,
 ) -> InProcessGrid:
     """One whole run, ServerApp and ClientApp, in this process; returns the grid for inspection.
 
-    ``overrides``: run-config keys over their defaults. Results are where ``$CONSILIUM_HOME``
+    ``overrides``: run-config keys over their defaults; ``node_configs``: partition id → entries
+    of one hospital's own node config, such as ``policy``. Results are where ``$CONSILIUM_HOME``
     says. Raises what the ServerApp raises.
     """
     from client_app.app import app as client_app
@@ -232,7 +240,9 @@ def run_in_process(
     from server_app.app import app as server_app
 
     run_config: dict[str, Any] = {key.name: key.default for key in KEYS} | overrides
-    grid = InProcessGrid(client_app, num_hospitals, run_config, list(faults), workers)
+    grid = InProcessGrid(
+        client_app, num_hospitals, run_config, list(faults), workers, node_configs or {}
+    )
     server_app(
         grid,
         Context(

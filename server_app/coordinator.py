@@ -127,6 +127,7 @@ class Coordinator:
             "test_macro_f1": test.get("macro_f1"),
             "test_macro_auc": test.get("macro_auc"),
             "privacy": self.config.privacy,
+            "privacy_unit": self.config.privacy_unit if self.config.privacy != "none" else None,
             "epsilon": max((e["epsilon"] for e in spent.values()), default=None),
             "epsilon_by_hospital": spent,
             "accountants_agree": not disagreeing if spent else None,

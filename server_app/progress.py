@@ -92,7 +92,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         privacy = "nothing was spent"
     else:
         privacy = (
-            f"ε = {summary['epsilon']:.2f}, δ = {summary['delta']:g} (whole training, per image)"
+            f"ε = {summary['epsilon']:.2f}, δ = {summary['delta']:g} "
+            f"(whole training, per {summary['privacy_unit']})"
         )
     rows = {
         "data": summary["source"],

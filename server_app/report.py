@@ -174,6 +174,7 @@ def _view(run: Run) -> Json:
         "interval": charts.interval(figures["accuracy"], class_view["images"]),
         "shown_round": shown, "shown_how": how, "private": private, "spent": spent,
         "delta": number(run.summary.get("delta")),
+        "privacy_unit": str(run.summary.get("privacy_unit") or "image"),
         "secagg": secagg if isinstance(secagg, bool) else None,
         **source,
         "drops": sum(len(objects(record.get("dropped"))) for record in run.rounds),

@@ -215,7 +215,8 @@ Round {{ shown_round }}, {{ shown_how }}{% if images %}; {{ images|whole }} test
 {% else %}
 {% call card("Differential privacy", "ε = " ~ spent|epsilon, "δ = " ~ delta|delta,
  "half loud" if secagg == false else "half") %}
-For the whole training, per image, at each hospital. {{ secagg_words[secagg] }}{% endcall %}
+For the whole training, per {{ privacy_unit }}, at each hospital.
+{{ secagg_words[secagg] }}{% endcall %}
 {% endif %}
 {% call card("Data source", source, "", "half word" ~ (" loud" if synthetic else "")) %}
 {{ "Synthetic: generated images, no patients." if synthetic else
@@ -369,10 +370,11 @@ Test figures of round {{ shown_round }}, {{ shown_how }}.
 {% if small_classes %}<li>Fewer than {{ small_class }} test images stand behind each of these
  classes, so their figures are rough: {{ small_classes|join(", ") }}.</li>{% endif %}
 {% if private %}
-<li>ε and δ bound what the released weights tell about one image. A patient with several images
- at a hospital is protected less. Trials of other settings on the same images add to the loss.</li>
-<li>The counts, losses and validation figures on this page carry no noise; ε doesn't cover
- them.</li>
+<li>ε and δ bound what the weights and the hospitals' figures tell about one {{ privacy_unit }}.
+{% if privacy_unit == "image" %}A patient with several images at a hospital is protected less.
+{% endif %}Trials of other settings on the same images add to the loss.</li>
+<li>Validation figures and the number of images come from the hospitals with noise; so does the
+ choice of the best round.</li>
 {% else %}
 <li>Without differential privacy, the model may have memorised single images; treat it with the
  care due to the images themselves.</li>

@@ -46,20 +46,25 @@ class Outcome:
         )
 
     def validation(self) -> dict[str, float] | None:
-        """Mean loss and accuracy over the hospitals' validation images."""
+        """Mean loss and accuracy over the hospitals' validation images.
+
+        Under differential privacy the sums carry noise, and so do these.
+        """
         n = self.sums.get("val-examples", 0.0)
         if n <= 0:
             return None
         return {
-            "accuracy": self.sums["val-correct"] / n,
+            "accuracy": min(max(self.sums["val-correct"] / n, 0.0), 1.0),
             "loss": self.sums["val-loss-sum"] / n,
             "examples": int(n),
         }
 
     def training(self) -> dict[str, float] | None:
-        """Mean loss over the hospitals' training images."""
-        n = self.sums.get("examples", 0.0)
-        return {"loss": self.sums["train-loss-sum"] / n, "examples": int(n)} if n > 0 else None
+        """Mean loss over the hospitals' training images; None if they did not tell it."""
+        n, loss = self.sums.get("examples", 0.0), self.sums.get("train-loss-sum")
+        if n <= 0 or loss is None:  # under differential privacy hospitals tell no training loss
+            return None
+        return {"loss": loss / n, "examples": int(n)}
 
     def participation(self) -> dict[str, Any]:
         """Who was expected, who contributed, who dropped, where and why; JSON-ready."""

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from client_app import policy
 from client_app.policy import HospitalPolicy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PRIVACY = ROOT / "docs" / "privacy.md"
 SECURE = ROOT / "docs" / "secure-aggregation.md"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -50,7 +52,7 @@ def policies() -> list[tuple[str, str]]:
         (name(page), text)
         for page in PAGES
         for language, text in _FENCE.findall(page.read_text())
-        if language == "toml" and "[aggregation]" in text
+        if language == "toml" and ("[aggregation]" in text or "[privacy]" in text)
     ]
 
 
@@ -92,11 +94,16 @@ def test_every_policy_example_is_read_by_the_hospital(page: str, text: str, tmp_
     HospitalPolicy.load(file)
 
 
-def test_the_page_on_aggregation_shows_every_entry_of_the_policy_at_its_default(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("page", "table", "model"),
+    [(SECURE, "aggregation", policy.Aggregation), (PRIVACY, "privacy", policy.Privacy)],
+)
+def test_a_page_shows_every_entry_of_its_part_of_the_policy_at_its_default(
+    page: Path, table: str, model: type[BaseModel], tmp_path: Path
 ) -> None:
-    (text,) = (text for page, text in policies() if page == name(SECURE))
-    assert set(tomllib.loads(text)["aggregation"]) == set(policy._AGGREGATION)
+    (text,) = (text for found, text in policies() if found == name(page))
+    entries = {field.alias for field in model.model_fields.values()}
+    assert set(tomllib.loads(text)[table]) == entries
     file = tmp_path / "policy.toml"
     file.write_text(text)
     silent = tmp_path / "silent.toml"

@@ -28,9 +28,18 @@ def test_every_training_image_is_at_one_hospital_on_one_side(dataset: Dataset, s
 
 
 def test_each_hospital_keeps_a_fifth_for_validation(dataset: Dataset) -> None:
-    config = RunConfig.parse({"dataset": "synthetic", "partition": "iid"})
-    for train, val in hospital_splits(dataset, config, 4):
+    settings = {"dataset": "synthetic", "partition": "iid", "privacy": "none"}
+    for train, val in hospital_splits(dataset, RunConfig.parse(settings), 4):
         assert len(val) / (len(train) + len(val)) == pytest.approx(0.2, abs=0.03)
+
+
+def test_under_privacy_an_images_side_depends_on_no_other_image(dataset: Dataset) -> None:
+    """The fifth is then met on average only: one image more must move no other."""
+    config = RunConfig.parse({"dataset": "synthetic", "partition": "iid", "privacy": "local"})
+    splits = hospital_splits(dataset, config, 2)
+    shares = [len(val) / (len(train) + len(val)) for train, val in splits]
+    assert all(0.1 < share < 0.3 for share in shares)
+    assert shares != [pytest.approx(0.2, abs=0.001)] * 2
 
 
 def test_the_table_counts_what_the_hospitals_hold(dataset: Dataset) -> None:

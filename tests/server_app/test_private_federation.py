@@ -10,7 +10,8 @@ import pytest
 from safetensors import safe_open
 
 from common.files import consilium_home
-from common.privacy.plan import PrivacyPlan
+from common.privacy.ledger import Ledger, RunState
+from common.simulation import LEDGER
 from deploy.inprocess import Fault, run_in_process
 from server_app.run_store import runs_directory
 
@@ -26,9 +27,14 @@ def the_run() -> Path:
     return directory
 
 
-def plans(run: str) -> list[PrivacyPlan]:
-    folder = consilium_home() / "simulation" / run
-    return [PrivacyPlan.load(p) for p in sorted(folder.glob("*/privacy.json"))]
+def states(run: str) -> list[RunState]:
+    found = []
+    for path in sorted((consilium_home() / "simulation").glob(f"*/runs/{run}/{LEDGER}")):
+        with Ledger(path, create=False) as ledger:
+            state = ledger.state(run)
+            assert state is not None
+            found.append(state)
+    return found
 
 
 def test_the_whole_run_costs_each_hospital_at_most_epsilon_by_both_accountants() -> None:
@@ -44,32 +50,36 @@ def test_the_whole_run_costs_each_hospital_at_most_epsilon_by_both_accountants()
     epsilons = [r["epsilon"] for r in records[1:]]
     assert epsilons == sorted(epsilons)
     assert epsilons[0] < 5.0
+    # Validation figures come with noise, the training loss not at all.
+    assert all(0.0 <= r["validation"]["accuracy"] <= 1.0 for r in records)
+    assert [r.get("train") for r in records] == [None] * 4
 
 
-def test_the_accountants_state_survives_the_process_and_is_charged_once_a_round() -> None:
+def test_each_round_and_each_models_figures_are_charged_once() -> None:
     run_in_process(PRIVATE, num_hospitals=2)
-    for plan in plans(the_run().name):
-        assert plan.charged_rounds == plan.rounds == 3
+    for state in states(the_run().name):
+        assert (state.rounds, state.validations) == (3, 4)
+        assert [use.event.steps for use in state.rest() if use.event] == [0, 0]
 
 
 def test_hospitals_of_different_sizes_calibrate_for_themselves() -> None:
     run_in_process(PRIVATE, num_hospitals=4)
-    rates = {plan.sampling_rate for plan in plans(the_run().name)}
-    sigmas = {plan.noise_multiplier for plan in plans(the_run().name)}
-    assert len(rates) == len(sigmas) > 1
+    plans = [state.plan for state in states(the_run().name)]
+    assert len({plan.sampling_rate for plan in plans}) > 1
+    assert len({plan.noise_multiplier for plan in plans}) > 1
 
 
-def test_the_same_request_again_gets_the_same_update_and_costs_nothing() -> None:
+def test_the_same_request_again_gets_the_same_answer_and_costs_nothing() -> None:
     again = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=2, times=1)
     grid = run_in_process({**PRIVATE, "rounds": 1}, num_hospitals=2, faults=[again])
     assert [m for m in grid.log if m[0] == "train" and m[1] == 0] == [("train", 0, "train")] * 3
-    assert [plan.charged_rounds for plan in plans(the_run().name)] == [1, 1]
+    assert [(s.rounds, s.validations) for s in states(the_run().name)] == [(1, 2), (1, 2)]
 
 
 def test_a_resumed_private_run_goes_on_with_the_same_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The server dies after round 1's answers came: the resumed run costs nothing twice."""
+    """The server dies after round 2's answers came: the resumed run costs nothing twice."""
     from server_app.run_store import RunStore
 
     save = RunStore.save_round
@@ -84,48 +94,63 @@ def test_a_resumed_private_run_goes_on_with_the_same_promise(
         run_in_process(PRIVATE, num_hospitals=2)
     monkeypatch.setattr(RunStore, "save_round", save)
     run = the_run().name
-    assert [p.charged_rounds for p in plans(run)] == [2, 2]
+    assert [s.rounds for s in states(run)] == [2, 2]
     run_in_process({**PRIVATE, "resume": run}, num_hospitals=2)
-    assert [p.charged_rounds for p in plans(run)] == [3, 3]
+    assert [s.rounds for s in states(run)] == [3, 3]
     summary = json.loads((the_run() / "summary.json").read_text())
     assert summary["rounds"] == 3
     assert summary["epsilon"] <= 6.0
 
 
-def test_a_server_that_asks_for_more_rounds_than_were_planned_is_refused() -> None:
-    from flwr.app import Context, RecordDict
-
-    from client_app.data import data_of, model_spec
-    from client_app.hospital import Hospital
-    from client_app.work import train_job
-    from common.config import KEYS, RunConfig
-    from common.errors import PrivacyError
-    from common.messages import Job
-    from common.model import build, get_weights
-
-    values = {key.name: key.default for key in KEYS} | PRIVATE
-    home = consilium_home() / "simulation"
-    hospital = Hospital("hospital-00", home, RunConfig.parse(values), 0, 2)
-    context = Context(1, 1, {}, RecordDict(), {})
-    spec = model_spec(hospital.config, data_of(hospital))
-    weights = get_weights(build(spec, seed=0))
-    for number in (1, 2, 3):
-        train_job(Job("run-1", number, spec.digest(), weights), hospital, context)
-    with pytest.raises(PrivacyError, match="all 3 rounds"):
-        train_job(Job("run-1", 4, spec.digest(), weights), hospital, context)
-    # Nor does another noise, or another number of rounds, make the file start anew.
-    looser = Hospital(
-        "hospital-00", home, RunConfig.parse({**values, "epsilon": 60.0, "rounds": 99}), 0, 2
-    )
-    with pytest.raises(PrivacyError, match="not those of its first round"):
-        train_job(Job("run-1", 4, spec.digest(), weights), looser, context)
-
-
 def test_what_a_hospital_keeps_is_for_its_owner_only() -> None:
     run_in_process({**PRIVATE, "rounds": 1}, num_hospitals=2)
-    for path in (consilium_home() / "simulation" / the_run().name).rglob("*"):
+    kept = list((consilium_home() / "simulation").rglob("*"))
+    names = {path.name for path in kept}
+    assert {LEDGER, "update.safetensors", "validated.json", "egress.tsv"} <= names
+    for path in kept:
         if path.is_file():
             assert path.stat().st_mode & 0o077 == 0, path
-    kept = next((consilium_home() / "simulation").rglob("update.safetensors"))
-    with safe_open(kept, framework="numpy") as file:
+    with safe_open(next(p for p in kept if p.name == "update.safetensors"), "numpy") as file:
         assert file.metadata()["question"].startswith("1:")
+
+
+def test_a_run_that_protects_patients_samples_and_clips_them(tmp_path: Path) -> None:
+    """A folder with a manifest, several pictures a patient, through the whole federation."""
+    make_hospital_folder(tmp_path / "pictures", patients=120)
+    run_in_process(
+        {**PRIVATE, "dataset": "folder", "data-path": str(tmp_path / "pictures"),
+         "privacy-unit": "patient", "rounds": 1, "batch-size": 8},
+        num_hospitals=2,
+    )  # fmt: skip
+    for state in states(the_run().name):
+        assert state.plan.promise.unit == "patient"
+        # Patients are counted (about 80 % of 70 % of 60, with noise), not their pictures.
+        assert state.plan.train_count < 75
+    summary = json.loads((the_run() / "summary.json").read_text())
+    assert summary["privacy_unit"] == "patient"
+
+
+def test_patients_cannot_be_promised_where_nobody_knows_them() -> None:
+    from common.errors import RoundError
+
+    with pytest.raises(RoundError):
+        run_in_process({**PRIVATE, "privacy-unit": "patient", "rounds": 1}, num_hospitals=2)
+    records = (the_run() / "metrics.jsonl").read_text().splitlines()
+    reasons = {d["reason"].split(" (")[0] for d in json.loads(records[1])["dropped"]}
+    assert reasons == {"refused: data"}
+
+
+def make_hospital_folder(folder: Path, *, patients: int) -> None:
+    """Synthetic cells as PNG files with a manifest: three pictures of each patient."""
+    import numpy as np
+    from PIL import Image
+
+    from common.datasets import make_synthetic
+
+    cells = make_synthetic(3 * patients + 200).train
+    folder.mkdir()
+    lines = ["file,label,patient"]
+    for i in range(3 * patients):
+        Image.fromarray(np.asarray(cells.images[i])).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,class-{cells.labels[i]},patient {i // 3}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")

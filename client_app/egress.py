@@ -1,0 +1,204 @@
+"""The egress log: every field that leaves a hospital, listed before it leaves.
+
+``egress.tsv`` in the hospital's directory has one line a field, for people and for spreadsheets:
+when, for which run and round, in which message, what, how much of it, and how it is protected. A
+reply with a record or a field that is not in the tables below does not leave at all, and neither
+does one that could not be logged.
+
+What the log does not hold: the values themselves, and what Flower adds to a message (the node's
+number, times, sizes).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import ArrayRecord, RecordDict
+
+from client_app.hospital import Hospital
+from common.errors import ConsiliumError
+from common.messages import Job
+from common.privacy.limits import EXACT
+from common.secagg import RoundBinding
+
+FILE = "egress.tsv"
+HEADER = ("time", "run", "round", "message", "field", "amount", "protection")
+
+
+class EgressError(ConsiliumError):
+    """Something would have left that the egress log does not know, or could not note."""
+
+    code = "egress"
+
+
+CLEAR = "in the clear"
+_ENVELOPE = {
+    "keys": "public keys made for this round, signed; nothing of the data",
+    "share": "shares of this round's secrets, encrypted for neighbouring hospitals",
+    "consistency": "a signature of who is still in the round",
+    "unmask": "one share for each neighbour: together they open the sum, and nothing else",
+    "close": "nothing",
+}
+_KNOWN = {
+    "greeting": {"hospital": "the hospital's name, in the clear"},
+    "refusal": {
+        "code": "why the hospital refused, as a word, in the clear",
+        "correlation-id": "under which the hospital's own log has the details, in the clear",
+    },
+    "report": {"hospital": "the hospital's name, in the clear"},
+}
+"""Record → field → protection. ``version``, ``run`` and ``round`` repeat what the server sent."""
+_ECHOED = {"version", "run", "round"}
+_METRICS = {"examples", "train-loss-sum", "val-examples", "val-correct", "val-loss-sum"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that leaves: its name, how much of it, how it is protected."""
+
+    name: str
+    amount: str
+    protection: str
+
+
+def fields_of(
+    record: RecordDict, stage: str, hospital: Hospital | None, binding: RoundBinding | None
+) -> list[Field]:
+    """Everything in ``record``, a reply of ``stage``; EgressError for what is not known.
+
+    ``binding``: of the round at hand, whose layout says what is inside a masked vector.
+    """
+    found: list[Field] = []
+    for name, inner in record.items():
+        if name == "envelope":
+            _only(name, set(inner), {"version"})
+        elif name in _KNOWN:
+            _only(name, set(inner), set(_KNOWN[name]) | _ECHOED)
+            found += [
+                Field(f"{name}.{key}", str(inner[key]), text)
+                for key, text in _KNOWN[name].items()
+                if key in inner
+            ]
+        elif name == "payload":
+            found += _payload(inner, stage, hospital, binding)
+        elif name == "metrics":
+            _only(name, set(inner), _METRICS)
+            found += [Field(key, "1 number", _told(key, hospital, None)) for key in inner]
+        elif name == "update":
+            size = sum(math.prod(array.shape) for array in record.array_records[name].values())
+            found.append(Field("update", f"{size} numbers", _told("update", hospital, None)))
+        else:
+            raise EgressError(
+                f"a reply has the record '{name}', which the egress log does not know",
+                "nothing was sent; add it to client_app/egress.py with its protection",
+            )
+    return found
+
+
+def note(
+    home: Path,
+    record: RecordDict,
+    *,
+    stage: str,
+    hospital: Hospital | None = None,
+    job: Job | RoundBinding | None = None,
+    binding: RoundBinding | None = None,
+) -> None:
+    """Append what ``record`` holds to the log in ``home``, flushed to the disk.
+
+    Raises EgressError where a field is unknown or the log cannot be written: then nothing may
+    leave.
+    """
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    run, number = (job.run, str(job.round)) if job is not None else ("", "")
+    lines = [
+        (now, run, number, stage, field.name, field.amount, field.protection)
+        for field in fields_of(record, stage, hospital, binding)
+    ]
+    _append(home / FILE, lines)
+
+
+def read(path: Path) -> Iterator[dict[str, str]]:
+    """The log's lines as dictionaries; EgressError for a file that is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise EgressError(
+            f"the egress log {path} cannot be read: {error}", "check the path"
+        ) from None
+    if not lines or tuple(lines[0].split("\t")) != HEADER:
+        raise EgressError(f"{path} is no egress log", "check the path")
+    for line in lines[1:]:
+        yield dict(zip(HEADER, line.split("\t"), strict=False))
+
+
+def _append(path: Path, lines: Iterable[tuple[str, ...]]) -> None:
+    text = "".join("\t".join(_plain(cell) for cell in line) + "\n" for line in lines)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            if os.fstat(fd).st_size == 0:
+                text = "\t".join(HEADER) + "\n" + text
+            os.write(fd, text.encode())  # one write: lines of two processes do not mix
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise EgressError(
+            f"the egress log {path} cannot be written ({error.strerror})",
+            "nothing was sent; make room on the disk, or correct the folder's permissions",
+        ) from None
+
+
+def _plain(cell: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in cell)
+
+
+def _only(record: str, found: set[str], known: set[str]) -> None:
+    if extra := sorted(found - known):
+        raise EgressError(
+            f"a reply's record '{record}' has the field '{extra[0]}', which the egress log does "
+            "not know",
+            "nothing was sent; add it to client_app/egress.py with its protection",
+        )
+
+
+def _payload(
+    payload: object, stage: str, hospital: Hospital | None, binding: RoundBinding | None
+) -> list[Field]:
+    assert isinstance(payload, ArrayRecord)
+    _only("payload", set(payload), {"bytes"})
+    size = f"{len(payload['bytes'].data)} bytes"
+    if stage != "masked":
+        what = {"train": "keys", "evaluate": "keys"}.get(stage, stage)
+        if what not in _ENVELOPE:
+            raise EgressError(f"there is no stage '{stage}' in the egress log", "add it there")
+        return [Field(what, size, _ENVELOPE[what])]
+    if binding is None:
+        raise EgressError("a masked vector would leave whose contents are not known", "report it")
+    inside = [
+        Field(s.name, f"{s.length} number{'s' * (s.length > 1)}", _told(s.name, hospital, binding))
+        for s in binding.layout.segments
+    ]
+    return [Field("masked", size, "the vector whose parts follow, masked"), *inside]
+
+
+def _told(name: str, hospital: Hospital | None, binding: RoundBinding | None) -> str:
+    """How one figure of a report, or of a masked vector, is protected."""
+    if binding is not None:
+        how = f"masked: only the sum over {binding.params.min_cohort} or more hospitals is opened"
+    else:
+        how = CLEAR
+    if hospital is None:
+        return how
+    c = hospital.config
+    exact = hospital.policy.privacy.metrics == EXACT and name.startswith("val-")
+    if c.privacy == "none" or exact:
+        return f"{how}; exact, no differential privacy"
+    return f"{how}; with noise: ε={c.epsilon:g}, δ={c.delta:g} per {c.privacy_unit}, whole run"
