@@ -9,7 +9,6 @@ No torch here: the short stages of secure aggregation must not pay for importing
 from __future__ import annotations
 
 import fcntl
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import consilium_home
 from common.partition import hospital_name
+from common.privacy.limits import PrivacyLimits
 from common.simulation import LEDGER, simulated_hospital
 
 
@@ -67,10 +67,11 @@ class Hospital:
     def ledger(self, run: str) -> Path:
         """The privacy ledger: one for all runs.
 
-        Where the policy sets no total, as in a simulation without a policy of its own, there is
-        nothing to add up: each run has a ledger for itself, and stays as fast as the first.
+        In a simulation without a policy there is nothing to add up: each run has a ledger for
+        itself, and stays as fast as the first. Not so under a policy without a total: it may get
+        one, which then counts what was done before.
         """
-        alone = math.isinf(self.policy.privacy.total_epsilon)
+        alone = self.policy.privacy == PrivacyLimits.none()
         return (self.run_directory(run) if alone else self.home) / LEDGER
 
     @contextmanager

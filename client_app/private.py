@@ -24,9 +24,9 @@ from common.config import RunConfig
 from common.files import atomic_write, read_json, write_json
 from common.model import Weights
 from common.privacy.figures import Figures, noised
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import TRAINING, VALIDATION, Ledger
 from common.privacy.limits import NOISED
-from common.privacy.plan import Promise, RunPlan
+from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 from common.privacy.randomness import SecureRandom
 from common.training import EvalResult, PrivateStep
 
@@ -58,6 +58,7 @@ class PrivateRun:
         path, question = self.directory / "update.safetensors", f"{round}:{model}"
         kept = _kept_update(path, question)
         if kept is not None:
+            self.ledger.settle_kept(self.name, round, model, TRAINING)
             return kept
         reserved = self.ledger.reserve_round(self.name, round, model)
         update = train()
@@ -73,6 +74,7 @@ class PrivateRun:
         path = self.directory / "validated.json"
         kept = dict(read_json(path)) if path.exists() else {}
         if model in kept:
+            self.ledger.settle_kept(self.name, None, model, VALIDATION)
             return Figures(**kept[model])
         if self.hospital.policy.privacy.metrics != NOISED:
             return Figures(0, 0.0, 0.0)
@@ -101,17 +103,19 @@ def admitted(run: str, hospital: Hospital, data: HospitalData) -> Iterator[Priva
     """
     promise, limits = promise_of(hospital.config), hospital.policy.privacy
 
+    subjects = data.subjects()
+
     def calibrate() -> RunPlan:
-        return RunPlan.calibrated(
-            promise,
-            limits,
-            train_units=data.train.count_units(promise.unit),
-            val_units=data.val.count_units(promise.unit),
-            noise=SecureRandom().discrete_laplace,
-        )
+        numbers = ledger.numbers(subjects, promise.unit)
+        if numbers is None:
+            noise = SecureRandom().discrete_laplace
+            true = (data.train.count_units(promise.unit), data.val.count_units(promise.unit))
+            numbers = (true[0] + noise(COUNT_EPSILON), true[1] + noise(COUNT_EPSILON))
+        train_count, val_count = numbers
+        return RunPlan.calibrated(promise, limits, train_count=train_count, val_count=val_count)
 
     with hospital.alone_in(run) as directory, Ledger(hospital.ledger(run)) as ledger:
-        state = ledger.admit(run, promise, data.subjects(), limits, calibrate)
+        state = ledger.admit(run, promise, subjects, limits, calibrate)
         yield PrivateRun(run, state.plan, hospital, data, directory, ledger)
 
 

@@ -359,7 +359,17 @@ def _cohort(c: RunConfig) -> None:
         )
 
 
+LEAST_EPSILON = 0.2
+"""A run must promise more: the noised number of images alone costs half of it."""
+
+
 def _epsilon_useful(c: RunConfig) -> None:
+    if c.privacy != "none" and c.epsilon <= LEAST_EPSILON:
+        raise ConfigError(
+            f"epsilon {c.epsilon} leaves nothing to train with: hospitals spend 0.1 to tell how "
+            "many images they hold",
+            f"set epsilon above {LEAST_EPSILON}",
+        )
     if c.privacy != "none" and c.delta >= 0.01:
         raise ConfigError(
             f"delta {c.delta} allows one image in {1 / c.delta:.0f} to be published outright",

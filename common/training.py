@@ -251,7 +251,8 @@ def _descend_private(
         optimizer.zero_grad()
         if len(part.labels):
             loss = criterion(model(part.images), part.labels) * len(part.labels)
-            total += _finite(loss)
+            # Not an error if it is not finite: whether it is hangs on single images.
+            total += loss.item()
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.expect(part)
         optimizer.step()  # adds noise and moves the weights at a batch's last part

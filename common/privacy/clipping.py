@@ -41,14 +41,19 @@ def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor], clipping_no
     """Add every unit's clipped gradient to ``sums``, in place.
 
     ``gradients`` holds for each parameter the units' gradients, (units, *shape) float32;
-    ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A gradient that is not
-    finite makes ``sums`` so: whoever releases them must look.
+    ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A unit whose gradient is
+    not finite adds nothing, like one that was not sampled. An error instead would tell, without
+    noise, that there is such a unit: a server can craft a model that overflows on one image.
     """
     if len(gradients[0]) == 0:
         return
     rows = [g.reshape(len(g), -1) for g in gradients]
     norms = torch.stack([_square_norms(r) for r in rows]).sum(0).sqrt_()
     factors = (clipping_norm * _MARGIN / norms).clamp_(max=1.0)
+    wrong = ~torch.isfinite(norms)
+    if bool(wrong.any()):
+        factors[wrong] = 0.0
+        rows = [row.masked_fill(wrong.unsqueeze(1), 0.0) for row in rows]  # 0 · NaN is NaN
     width = max(1, _CELLS // len(factors))
     with one_thread():
         for total, gradient in zip(sums, rows, strict=True):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.errors import PrivacyError
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
 
@@ -46,15 +45,13 @@ def noised(
     """The noised figures of class ``probabilities`` (N, K) for ``labels`` (N,).
 
     ``units`` (N,) numbers each image's privacy unit from 0; ``count`` is their released number.
-    One release costs one Gaussian event at q = 1. PrivacyError for probabilities that are not
-    finite: they would take the noise with them.
+    One release costs one Gaussian event at q = 1. An image whose probabilities are not finite
+    counts as wrong with the largest loss: an error would tell, without noise, that it is there.
     """
-    if not np.isfinite(probabilities).all():
-        raise PrivacyError(
-            "the model's probabilities hold NaN or infinity", "nothing was told; mend the model"
-        )
-    right = (probabilities.argmax(1) == labels).astype(np.float64)
+    wrong = ~np.isfinite(probabilities).all(axis=1)
+    right = ((probabilities.argmax(1) == labels) & ~wrong).astype(np.float64)
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    chosen[wrong] = 0.0
     loss = np.minimum(-np.log(np.maximum(chosen, math.exp(-LOSS_CLIP))), LOSS_CLIP)
     each = np.stack([right, np.maximum(loss, 0.0) / LOSS_CLIP], axis=1)
     sizes = np.bincount(units)

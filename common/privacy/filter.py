@@ -31,7 +31,9 @@ def renyi(events: Sequence[Event], order: float, *, pure: float = 0.0) -> float:
 
     A mechanism of pure ε has at most min(ε, α ε² / 2) (Bun and Steinke 2016, Proposition 3.3).
     """
-    total = sum(_step(e.noise_multiplier, e.sampling_rate, order) * e.steps for e in events)
+    total = sum(
+        _step(e.noise_multiplier, e.sampling_rate, order) * e.steps for e in events if e.steps
+    )
     return total + min(pure, order * pure**2 / 2)
 
 
@@ -65,11 +67,14 @@ def _conversion(order: float, delta: float) -> float:
 def _step(sigma: float, rate: float, order: float) -> float:
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        value = float(
-            np.asarray(
-                compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
-            ).reshape(-1)[0]
-        )
-    return math.inf if math.isnan(value) else value
+    unsampled = order / 2 / sigma / sigma  # of the Gaussian alone: sampling only helps
+    if rate == 1.0 or not 0.01 <= sigma <= 1e4:  # beyond, Opacus's series may not end
+        return unsampled
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
+        sampled = float(np.asarray(value).reshape(-1)[0])
+    except (ArithmeticError, ValueError):  # noise beyond what its series can compute
+        return unsampled
+    return unsampled if math.isnan(sampled) else min(max(sampled, 0.0), unsampled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,3 +79,9 @@ class PrivacyLimits:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, infinite numbers as text."""
         return {k: "inf" if v == math.inf else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrivacyLimits:
+        """:meth:`as_dict` undone."""
+        numbers: dict[str, Any] = {k: math.inf if v == "inf" else v for k, v in values.items()}
+        return cls(**numbers)

@@ -2,9 +2,9 @@
 
 Everything that leaves a hospital in a run with privacy is in the plan:
 
-* the numbers of its training and validation images, released once with two-sided geometric noise
-  (pure ε, :data:`COUNT_SHARE` of the run's). What follows uses these numbers and never the true
-  ones: the sampling rate, the number of steps, FedAvg's weight;
+* the numbers of its training and validation images, with two-sided geometric noise of
+  :data:`COUNT_EPSILON`, drawn once for a data set. What follows uses these numbers and never the
+  true ones: the sampling rate, the number of steps, FedAvg's weight, whether the run is refused;
 * every training step on the training images: a Poisson-subsampled Gaussian;
 * every model's figures on the validation images: one Gaussian sum a round.
 
@@ -14,15 +14,15 @@ is calibrated once, for every step of every round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.config import LEAST_EPSILON
 from common.errors import PrivacyError
 from common.privacy.accounting import Event, calibrate
 from common.privacy.limits import IMAGE, NOISED, UNITS, NotAllowed, PrivacyLimits
 
-COUNT_SHARE = 0.02
-"""Share of a run's ε that the release of how many images there are may cost."""
+COUNT_EPSILON = 0.1
+"""Pure ε of the noise on a number of images: its standard deviation is 14."""
 
 TRAIN, VAL = PARTS = ("train", "val")
 
@@ -50,7 +50,13 @@ class Promise:
             raise PrivacyError(f"impossible promise: {self}", "check the run's configuration")
 
     def check(self, limits: PrivacyLimits) -> None:
-        """NotAllowed if the run alone asks for more than ``limits`` allow."""
+        """NotAllowed if the run alone asks for more than ``limits`` allow, or for too little."""
+        if self.epsilon <= LEAST_EPSILON:
+            raise NotAllowed(
+                f"the run asks for ε={self.epsilon:g}; the number of images alone costs "
+                f"{COUNT_EPSILON:g}",
+                f"ask the coordinator for an epsilon above {LEAST_EPSILON:g}",
+            )
         if self.epsilon > limits.run_epsilon:
             raise NotAllowed(
                 f"the run asks for ε={self.epsilon:g}; this hospital allows "
@@ -79,7 +85,7 @@ class RunPlan:
     val_count: int
     """Validation units with noise: public."""
     count_epsilon: float
-    """Pure ε of the two counts; one unit changes only one of them."""
+    """Pure ε of the two numbers; one unit changes only one of them."""
     sampling_rate: float
     """q of the training steps: one over the steps of one pass."""
     steps_per_round: int
@@ -91,42 +97,27 @@ class RunPlan:
 
     @classmethod
     def calibrated(
-        cls,
-        promise: Promise,
-        limits: PrivacyLimits,
-        *,
-        train_units: int,
-        val_units: int,
-        noise: Callable[[float], int],
+        cls, promise: Promise, limits: PrivacyLimits, *, train_count: int, val_count: int
     ) -> RunPlan:
         """A plan whose every image costs at most (ε, δ) when all of it is done.
 
-        ``noise``: ε → an integer of two-sided geometric noise, from a cryptographic stream.
-        NotAllowed where the noise falls below the limits' smallest noise multiplier.
+        ``train_count``, ``val_count``: numbers of privacy units, with their noise.
         """
-        count_epsilon = COUNT_SHARE * promise.epsilon
-        train_count = max(1, train_units + noise(count_epsilon))
-        val_count = max(1, val_units + noise(count_epsilon))
+        train_count, val_count = max(1, train_count), max(1, val_count)
         steps = max(1, -(-train_count // promise.batch_size))
-        left = promise.epsilon - count_epsilon
+        left = promise.epsilon - COUNT_EPSILON
         sigma = calibrate(
             epsilon=left,
             delta=promise.delta,
             sampling_rate=1.0 / steps,
             steps=steps * promise.local_epochs * promise.rounds,
         )
-        if sigma < limits.min_noise_multiplier:
-            raise NotAllowed(
-                f"the run comes to a noise multiplier of {sigma:.3f}; this hospital allows no "
-                f"less than {limits.min_noise_multiplier:g}",
-                "ask the coordinator for a smaller epsilon or a larger batch-size",
-            )
         validations = promise.rounds + 1 if limits.metrics == NOISED else 0
         return cls(
             promise=promise,
             train_count=train_count,
             val_count=val_count,
-            count_epsilon=count_epsilon,
+            count_epsilon=COUNT_EPSILON,
             sampling_rate=1.0 / steps,
             steps_per_round=steps * promise.local_epochs,
             noise_multiplier=sigma,
@@ -137,6 +128,15 @@ class RunPlan:
             if validations
             else 0.0,
         )
+
+    def check(self, limits: PrivacyLimits) -> None:
+        """NotAllowed where the training noise is below the limits' smallest noise multiplier."""
+        if self.noise_multiplier < limits.min_noise_multiplier:
+            raise NotAllowed(
+                f"the run comes to a noise multiplier of {self.noise_multiplier:.3f}; this "
+                f"hospital allows no less than {limits.min_noise_multiplier:g}",
+                "ask the coordinator for a smaller epsilon or a larger batch-size",
+            )
 
     def training(self, rounds: int) -> Event:
         """The training steps of ``rounds`` rounds."""

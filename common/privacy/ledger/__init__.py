@@ -7,11 +7,13 @@ the worst-off image has cost, :mod:`ledger` admits, reserves, settles and refuse
 
 from common.privacy.ledger.chain import Chain, Entry, LedgerError
 from common.privacy.ledger.ledger import Ledger
-from common.privacy.ledger.runs import RunState
+from common.privacy.ledger.runs import TRAINING, VALIDATION, RunState
 from common.privacy.ledger.spending import Spending
 from common.privacy.ledger.subjects import DataSet, Subjects, check_members, data_sets
 
 __all__ = [
+    "TRAINING",
+    "VALIDATION",
     "Chain",
     "DataSet",
     "Entry",

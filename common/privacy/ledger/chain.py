@@ -85,7 +85,7 @@ class Entry:
     """One line of the ledger, as it is hashed. Fields that do not apply are empty or None."""
 
     kind: str
-    """``plan``, ``reserve``, ``settle``, ``close`` or ``dataset``."""
+    """``dataset``, ``plan``, ``reserve``, ``settle``, ``lapse`` or ``close``."""
     run: str = ""
     round: int | None = None
     dataset: str = ""
@@ -133,13 +133,12 @@ class Chain:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
         self._head_file = path.with_suffix(".head")
+        # Looked for before the ledger, after which it is written: another process may be making
+        # both at this moment.
+        self._had_head = self._head_file.exists()
         if not path.exists():
-            if self._head_file.exists():
-                raise LedgerError(
-                    f"the privacy ledger {path} is gone, but its head {self._head_file.name} is "
-                    "still here",
-                    "restore the ledger from a backup; without it nobody knows what was spent",
-                )
+            if self._had_head:
+                raise self._lost()
             if not create:
                 raise LedgerError(f"there is no privacy ledger {path}", "check the path")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -169,6 +168,8 @@ class Chain:
 
     def _prepare(self, create: bool) -> None:
         if self._version() is None:
+            if self._had_head:  # a file of which nothing is left is no new ledger
+                raise self._lost()
             if not create:
                 raise LedgerError(f"{self.path} is no privacy ledger", "check the path")
             with self.transaction():
@@ -299,6 +300,13 @@ class Chain:
         if len(text) != 2:
             raise self.damaged("its head file is malformed")
         return text[1]
+
+    def _lost(self) -> LedgerError:
+        return LedgerError(
+            f"the privacy ledger {self.path} is gone, but its head {self._head_file.name} is "
+            "still here",
+            "restore the ledger from a backup; without it nobody knows what was spent",
+        )
 
     def damaged(self, what: str) -> LedgerError:
         """The error for a ledger in which ``what`` is wrong."""

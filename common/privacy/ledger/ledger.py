@@ -36,7 +36,13 @@ from common.privacy.ledger.runs import (
     state_of,
 )
 from common.privacy.ledger.spending import Spending, worst
-from common.privacy.ledger.subjects import DataSet, Subjects, data_sets, histories, remember
+from common.privacy.ledger.subjects import (
+    Subjects,
+    check_members,
+    fingerprint,
+    histories,
+    remember,
+)
 from common.privacy.limits import BudgetExhausted, NotAllowed, PrivacyLimits
 from common.privacy.plan import Promise, RunPlan
 
@@ -82,39 +88,67 @@ class Ledger:
         promise.check(limits)
         known = self.state(run)
         plan = known.plan if known else calibrate()  # seconds: not while others wait
+        if known is None:
+            self._count_numbers(run, plan, parts, limits)
         with self.chain.transaction():
-            data = remember(self.chain, parts)
+            data = remember(self.chain, parts).fingerprint
             known = self.state(run)  # another process may have admitted it meanwhile
             if known is not None:
                 _same_promise(known.plan.promise, promise)
-                unchanged = known.dataset == data.fingerprint and known.limits == limits.as_dict()
+                if known.closed:
+                    raise _over(run)
+                plan = known.plan
+            plan.check(limits)
+            if known is not None:
+                unchanged = known.dataset == data and known.limits == limits.as_dict()
                 if unchanged and known.holds(limits, datetime.now(UTC)):
                     return known
-                plan = known.plan
             self._check_total(run, plan, known, data, limits)
-            self._write_plan(run, plan, data, limits, first=known is None)
+            self._write_plan(run, plan, data, limits)
         state = self.state(run)
         assert state is not None
         return state
 
-    def _write_plan(
-        self, run: str, plan: RunPlan, data: DataSet, limits: PrivacyLimits, *, first: bool
+    def numbers(self, parts: Mapping[str, Subjects], unit: str) -> tuple[int, int] | None:
+        """(training, validation) units of a data set as they were told; None if never.
+
+        They are drawn once for a data set, so that asking again, under other runs' names, does
+        not average their noise away.
+        """
+        name = fingerprint(self.chain, parts)
+        told = [e for e in self.chain.entries() if _is_count(e, name, unit)]
+        return (told[-1].notes()["train"], told[-1].notes()["val"]) if told else None
+
+    def _count_numbers(
+        self, run: str, plan: RunPlan, parts: Mapping[str, Subjects], limits: PrivacyLimits
     ) -> None:
-        entry = Entry(
-            kind="plan", run=run, dataset=data.fingerprint, part="all", unit=plan.promise.unit
-        )
+        """Charge the numbers of images in ``plan``, unless they have been told before.
+
+        Before anything is decided by them, refusals included.
+        """
+        numbers = {"train": plan.train_count, "val": plan.val_count}
+        with self.chain.transaction():
+            data, unit = remember(self.chain, parts).fingerprint, plan.promise.unit
+            entries = self.chain.entries()
+            if any(_is_count(e, data, unit) and e.notes() == numbers for e in entries):
+                return
+            use = Use(run, data, "all", unit, pure=plan.count_epsilon)
+            self._check_fits(run, data, limits, self._order(plan, limits), [use])
+            self.chain.append(
+                Entry(kind="reserve", run=run, dataset=data, part="all", unit=unit,
+                      mechanism=COUNT, pure_epsilon=plan.count_epsilon, note=json.dumps(numbers))
+            )  # fmt: skip
+
+    def _write_plan(self, run: str, plan: RunPlan, data: str, limits: PrivacyLimits) -> None:
         note = {
             "plan": asdict(plan),
             "limits": limits.as_dict(),
             "order": self._order(plan, limits),
         }
-        self.chain.append(replace(entry, note=json.dumps(note)))
-        if first:  # the two counts are drawn: from now on they may be told
-            pure = plan.count_epsilon
-            self.chain.append(
-                replace(entry, kind="reserve", mechanism=COUNT, pure_epsilon=pure,
-                        note=_so_far(Epsilon(pure, pure)))
-            )  # fmt: skip
+        self.chain.append(
+            Entry(kind="plan", run=run, dataset=data, part="all", unit=plan.promise.unit,
+                  note=json.dumps(note))
+        )  # fmt: skip
 
     def _order(self, plan: RunPlan | None = None, limits: PrivacyLimits | None = None) -> float:
         """The ledger's Rényi order: fixed by its first plan, before anything was seen."""
@@ -127,27 +161,31 @@ class Ledger:
         return best_order(whole, limits.total_epsilon, limits.total_delta)
 
     def _check_total(
-        self,
-        run: str,
-        plan: RunPlan,
-        known: RunState | None,
-        data: DataSet,
-        limits: PrivacyLimits,
+        self, run: str, plan: RunPlan, known: RunState | None, data: str, limits: PrivacyLimits
+    ) -> None:
+        """BudgetExhausted unless the rest of ``plan`` fits; other runs' expired holds lapse.
+
+        That they lapse is written down: a clock that is set back does not revive them.
+        """
+        now = datetime.now(UTC)
+        fresh = RunState(run, data, plan, 0, 0, False, False, now, {})
+        rest = (replace(known, dataset=data) if known else fresh).rest()
+        self._check_fits(run, data, limits, self._order(plan, limits), rest)
+        for other in self._states(skip=run):
+            if other.unfinished and not (other.closed or other.lapsed or other.holds(limits, now)):
+                lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
+                self.chain.append(lapse)
+
+    def _check_fits(
+        self, run: str, data: str, limits: PrivacyLimits, order: float, more: list[Use]
     ) -> None:
         if math.isinf(limits.total_epsilon):
             return
-        order = self._order(plan, limits)
+        check_members(self.chain)  # an image taken off the list would have a budget anew
         others = self._uses() + self._held(limits, skip=run)
-        if known is None:
-            known = RunState(run, "", plan, 0, 0, False, datetime.now(UTC), {})
-            count = Use(run, data.fingerprint, "all", plan.promise.unit, pure=plan.count_epsilon)
-            this = [count]
-        else:
-            this = []
-        this += replace(known, dataset=data.fingerprint).rest()
-        after = self._worst(data.fingerprint, limits, others + this, order)
+        after = self._worst(data, limits, others + more, order)
         if after.epsilon > limits.total_epsilon:
-            before = self._worst(data.fingerprint, limits, others, order)
+            before = self._worst(data, limits, others, order)
             raise BudgetExhausted(
                 f"with this run the images would come to ε={after.epsilon:.3f} at "
                 f"δ={limits.total_delta:g} ({after.accountant}); this hospital allows "
@@ -178,19 +216,24 @@ class Ledger:
             mine = self.chain.entries(run=run)
             state = state_of(mine)
             if state is None or state.closed:
-                raise PrivacyError(
-                    f"run {run} was not admitted by the ledger, or was closed", "start a new run"
-                )
+                raise _over(run)
             settled = {e.refers for e in mine if e.kind == "settle"}
+            # Not for another version of the data: its new images have not paid.
+            asked = (mechanism, round, model, state.dataset)
             for e in mine:
-                same = (e.mechanism, e.round, e.model) == (mechanism, round, model)
+                same = (e.mechanism, e.round, e.model, e.dataset) == asked
                 if e.kind == "reserve" and same and e.seq not in settled:
                     return e
             entry = reservation(state, round, model, mechanism)
             if entry is None:
                 return None
+            limits = PrivacyLimits.from_dict(state.limits)
+            if not state.holds(limits, datetime.now(UTC)):
+                self._check_total(run, state.plan, state, state.dataset, limits)
+                self._write_plan(run, state.plan, state.dataset, limits)
             uses = [reserved_use(e) for e in [*mine, entry] if e.kind == "reserve"]
-            cost = cost_of(uses, entry.part, state.plan.promise.delta)
+            pure = state.plan.count_epsilon
+            cost = cost_of(uses, entry.part, state.plan.promise.delta, pure=pure)
             return self.chain.append(replace(entry, note=_so_far(cost)))
 
     def settle(self, reserved: Entry) -> None:
@@ -202,6 +245,20 @@ class Ledger:
                     replace(reserved, kind="settle", refers=reserved.seq, note="",
                             sampling_rate=None, noise_multiplier=None, steps=None)
                 )  # fmt: skip
+
+    def settle_kept(self, run: str, round: int | None, model: str, mechanism: str) -> None:
+        """Settle what is open of a result that was kept before, now that it is to leave.
+
+        A process may have died between keeping and settling. Were the reservation still open
+        when the result leaves, it could be handed out once more, for a second result.
+        ``round`` None: of any round.
+        """
+        entries = self.chain.entries(run=run)
+        settled = {e.refers for e in entries if e.kind == "settle"}
+        for e in entries:
+            same = e.kind == "reserve" and (e.mechanism, e.model) == (mechanism, model)
+            if same and e.seq not in settled and round in (None, e.round):
+                self.settle(e)
 
     def close_run(self, run: str) -> None:
         """Give back what an unfinished run holds; what it has reserved stays counted.
@@ -245,13 +302,16 @@ class Ledger:
         For the unit that the run promises, at its δ, by both accountants; as it was computed
         when it was reserved. Infinite for training without privacy, 0 for an unknown run.
         """
-        so_far: dict[str, Epsilon] = {}
-        for e in self.chain.entries(run=run):
-            if e.mechanism == NON_PRIVATE:
-                return Epsilon(math.inf, math.inf)
-            if e.kind == "reserve":
+        entries = self.chain.entries(run=run)
+        if any(e.mechanism == NON_PRIVATE for e in entries):
+            return Epsilon(math.inf, math.inf)
+        state = state_of(entries)
+        pure = state.plan.count_epsilon if state else 0.0
+        so_far = {"": Epsilon(pure, pure)}
+        for e in entries:
+            if e.kind == "reserve" and e.mechanism in (TRAINING, VALIDATION):
                 so_far[e.part] = Epsilon(**e.notes()["run_so_far"])
-        return max(so_far.values(), key=lambda e: e.value, default=Epsilon(0.0, 0.0))
+        return max(so_far.values(), key=lambda e: e.value)
 
     def total(
         self, dataset: str, limits: PrivacyLimits, *, held: bool = False, skip: str = ""
@@ -272,22 +332,37 @@ class Ledger:
         entries = self.chain.entries(run=run)
         return [reserved_use(e) for e in entries if e.kind == "reserve"]
 
+    def _states(self, skip: str = "") -> list[RunState]:
+        states = [self.state(run) for run in self.runs() if run != skip]
+        return [state for state in states if state is not None]
+
     def _held(self, limits: PrivacyLimits, skip: str = "") -> list[Use]:
         now = datetime.now(UTC)
-        states = [self.state(run) for run in self.runs() if run != skip]
-        return [u for s in states if s is not None and s.holds(limits, now) for u in s.rest()]
+        return [u for s in self._states(skip) if s.holds(limits, now) for u in s.rest()]
 
-    def _worst(
-        self, dataset: str, limits: PrivacyLimits, uses: list[Use], order: float
-    ) -> Spending:
+    def _worst(self, data: str, limits: PrivacyLimits, uses: list[Use], order: float) -> Spending:
         return worst(
-            histories(self.chain, dataset, limits.unit),
+            histories(self.chain, data, limits.unit),
             uses,
             unit=limits.unit,
-            largest_patient={d.fingerprint: d.largest_patient for d in data_sets(self.chain)},
             delta=limits.total_delta,
             order=order,
         )
+
+
+def _is_count(entry: Entry, data: str, unit: str) -> bool:
+    return entry.kind == "reserve" and (entry.mechanism, entry.dataset, entry.unit) == (
+        COUNT,
+        data,
+        unit,
+    )
+
+
+def _over(run: str) -> PrivacyError:
+    return PrivacyError(
+        f"run {run} was not admitted by the ledger, or the hospital has closed it",
+        "start a new run",
+    )
 
 
 def _so_far(cost: Epsilon) -> str:

@@ -48,7 +48,10 @@ class RunState:
     validations: int
     """Models whose validation figures are reserved so far."""
     closed: bool
+    lapsed: bool
+    """Whether another run was admitted after the hold had expired: the rest may be gone."""
     last: datetime
+    """When it was last admitted, or last reserved anything."""
     limits: Mapping[str, Any]
     """The limits under which the plan was last checked."""
 
@@ -65,12 +68,19 @@ class RunState:
 
     def holds(self, limits: PrivacyLimits, now: datetime) -> bool:
         """Whether the rest of the plan is kept for this run."""
-        return not self.closed and now - self.last <= timedelta(days=limits.hold_days)
+        kept = now - self.last <= timedelta(days=limits.hold_days)
+        return kept and not self.closed and not self.lapsed
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the plan still allows anything."""
+        return any(use.event is not None and use.event.steps for use in self.rest())
 
 
 def state_of(entries: Sequence[Entry]) -> RunState | None:
     """The state of the run that all ``entries`` belong to; None without a plan."""
     plans = [e for e in entries if e.kind == "plan"]
+    active = [e for e in entries if e.kind in ("plan", "reserve")]
     if not plans:
         return None
     latest = plans[-1]
@@ -84,7 +94,8 @@ def state_of(entries: Sequence[Entry]) -> RunState | None:
         rounds=reserved.count(TRAINING),
         validations=reserved.count(VALIDATION),
         closed=any(e.kind == "close" for e in entries),
-        last=datetime.fromisoformat(entries[-1].time).astimezone(UTC),
+        lapsed=any(e.kind == "lapse" and e.seq > latest.seq for e in entries),
+        last=datetime.fromisoformat(active[-1].time).astimezone(UTC),
         limits=note["limits"],
     )
 
@@ -126,8 +137,7 @@ def reservation(state: RunState, round: int, model: str, mechanism: str) -> Entr
     )
 
 
-def cost_of(uses: Sequence[Use], part: str, delta: float) -> Epsilon:
-    """ε of one run's ``uses`` of one part, by both accountants."""
-    mine = [u for u in uses if u.part in (part, "all")]
-    events = [u.event for u in mine if u.event is not None]
-    return epsilon_of(events, delta, pure=sum(u.pure for u in mine))
+def cost_of(uses: Sequence[Use], part: str, delta: float, *, pure: float) -> Epsilon:
+    """ε of one run's ``uses`` of one part, and ``pure`` ε besides, by both accountants."""
+    events = [u.event for u in uses if u.part == part and u.event is not None]
+    return epsilon_of(events, delta, pure=pure)

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,9 @@ Digests = NDArray[np.uint8]
 
 Where = tuple[str, str]
 """(data set, part)."""
+
+History = Mapping[Where, int]
+"""Where a unit was → with how many images."""
 
 _UNKNOWN = bytes(16)
 
@@ -58,9 +63,14 @@ class DataSet:
     fingerprint: str
     images: int
     largest_patient: int
-    """Most images of one patient in one part; 1 where no patient is known."""
+    """Most images of one patient; 1 where no patient is known."""
     overlaps: Mapping[str, int] = field(default_factory=dict)
     """Earlier data set → how many images are in both."""
+
+
+def fingerprint(chain: Chain, parts: Mapping[str, Subjects]) -> str:
+    """The name under which the ledger knows, or would know, these ``parts``."""
+    return _fingerprint({part: _keyed(chain.meta("salt"), parts[part]) for part in PARTS})
 
 
 def remember(chain: Chain, parts: Mapping[str, Subjects]) -> DataSet:
@@ -85,57 +95,65 @@ def remember(chain: Chain, parts: Mapping[str, Subjects]) -> DataSet:
         common = len(images & mine)
         if common:
             overlaps[dataset] = overlaps.get(dataset, 0) + common
-    sizes: dict[tuple[str, bytes], int] = {}
-    for part in PARTS:
-        for _, patient in rows[part]:
-            if patient != _UNKNOWN:
-                sizes[part, patient] = sizes.get((part, patient), 0) + 1
-    known = DataSet(
-        name, sum(len(r) for r in rows.values()), max(sizes.values(), default=1), overlaps
-    )
+    whose = Counter(p for part in PARTS for _, p in rows[part] if p != _UNKNOWN)
+    largest = max(whose.values(), default=1)
+    known = DataSet(name, sum(len(r) for r in rows.values()), largest, overlaps)
     chain.add_members((name, part, *row) for part in PARTS for row in rows[part])
     chain.append(Entry(kind="dataset", dataset=name, part="all", note=_note(known)))
     return known
 
 
-def histories(chain: Chain, dataset: str, unit: str) -> list[frozenset[Where]]:
-    """In which data sets and parts the images of ``dataset`` were, itself included.
+def histories(chain: Chain, dataset: str, unit: str) -> list[History]:
+    """Where the units of ``dataset`` were, and with how many images; itself included.
 
-    One set for each distinct history that no other one contains. Under the unit ``patient`` a
-    patient was wherever any of their images was, images that are no longer here included.
+    One history for each that no other one contains. Under the unit ``patient``, a patient was
+    wherever any of their images was: those that are no longer here, too, and those of which only
+    another version of the data says whose they are.
     """
-    here = chain.members("dataset = ?", [dataset])
-    images = chain.members("image IN (SELECT image FROM members WHERE dataset = ?)", [dataset])
-    places: dict[bytes, set[Where]] = {}
-    for name, part, image, _ in images:
-        places.setdefault(image, set()).add((name, part))
-    if unit != PATIENT:
-        return _largest(places)
-    of_patient: dict[bytes, set[Where]] = {}
-    for _, _, image, patient in here:
-        of_patient.setdefault(patient if patient != _UNKNOWN else image, set()).update(
-            places[image]
-        )
-    for name, part, _, patient in chain.members(
-        "patient IN (SELECT patient FROM members WHERE dataset = ?)", [dataset]
-    ):
-        if patient != _UNKNOWN:
-            of_patient.setdefault(patient, set()).add((name, part))
-    return _largest(of_patient)
+    here = {image for _, _, image, _ in chain.members("dataset = ?", [dataset])}
+    if unit == PATIENT:
+        rows = chain.members("1", [])
+        unit_of = _patients(rows)
+    else:
+        rows = chain.members("image IN (SELECT image FROM members WHERE dataset = ?)", [dataset])
+        unit_of = {image: image for image in here}
+    found: dict[bytes, Counter[Where]] = {unit_of[image]: Counter() for image in here}
+    for name, part, image in {row[:3] for row in rows}:
+        if (history := found.get(unit_of[image])) is not None:
+            history[name, part] += 1
+    return _largest(found.values())
+
+
+def _patients(rows: Iterable[tuple[str, str, bytes, bytes]]) -> dict[bytes, bytes]:
+    """Image → one image that stands for all of the same patient, by what any row says."""
+    parent: dict[bytes, bytes] = {}
+
+    def root(image: bytes) -> bytes:
+        while parent.setdefault(image, image) != image:
+            parent[image] = image = parent[parent[image]]
+        return image
+
+    first: dict[bytes, bytes] = {}
+    for _, _, image, patient in rows:
+        other = image if patient == _UNKNOWN else first.setdefault(patient, image)
+        parent[root(image)] = root(other)
+    return {image: root(image) for image in list(parent)}
 
 
 def check_members(chain: Chain) -> None:
     """LedgerError unless every data set's images are those that its entry was made for."""
     found: dict[str, dict[str, list[tuple[bytes, bytes]]]] = {}
-    for name, part, image, patient in chain.members("1", []):
-        if part not in PARTS:
-            raise chain.damaged(f"data set {name} has images in a part '{part}'")
-        found.setdefault(name, {p: [] for p in PARTS})[part].append((image, patient))
-    for entry in chain.entries():
-        if entry.kind == "dataset" and (
-            entry.dataset not in found or _fingerprint(found[entry.dataset]) != entry.dataset
-        ):
-            raise chain.damaged(f"the images of data set {entry.dataset} were changed")
+    try:
+        for name, part, image, patient in chain.members("1", []):
+            sides = found.setdefault(name, {p: [] for p in PARTS})
+            sides[part].append((bytes(image), bytes(patient)))
+        names = {name: _fingerprint(rows) for name, rows in found.items()}
+    except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
+        raise chain.damaged(f"the images of a data set were changed ({error})") from None
+    known = [entry.dataset for entry in chain.entries() if entry.kind == "dataset"]
+    wrong = [name for name in {*known, *names} if names.get(name) != name or name not in known]
+    if wrong:
+        raise chain.damaged(f"the images of data set {wrong[0]} were changed")
 
 
 def data_sets(chain: Chain) -> list[DataSet]:
@@ -169,25 +187,21 @@ def _images_by_place(chain: Chain) -> dict[Where, set[bytes]]:
     return places
 
 
-def _largest(places: Mapping[bytes, set[Where]]) -> list[frozenset[Where]]:
-    distinct = sorted({frozenset(p) for p in places.values()}, key=len, reverse=True)
-    kept: list[frozenset[Where]] = []
-    for history in distinct:
+def _largest(histories: Iterable[Counter[Where]]) -> list[History]:
+    distinct = {tuple(sorted(h.items())): h for h in histories}
+    kept: list[Counter[Where]] = []
+    for history in sorted(distinct.values(), key=Counter.total, reverse=True):
         if not any(history <= other for other in kept):
             kept.append(history)
-    return kept
-
-
-def _note(known: DataSet) -> str:
-    return json.dumps(
-        {
-            "images": known.images,
-            "largest_patient": known.largest_patient,
-            "overlaps": dict(known.overlaps),
-        }
-    )
+    return list(kept)
 
 
 def _data_set(entry: Entry) -> DataSet:
     note = entry.notes()
     return DataSet(entry.dataset, note["images"], note["largest_patient"], note["overlaps"])
+
+
+def _note(known: DataSet) -> str:
+    note = asdict(known)
+    del note["fingerprint"]
+    return json.dumps(note)
