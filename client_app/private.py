@@ -105,14 +105,15 @@ def admitted(run: str, hospital: Hospital, data: HospitalData) -> Iterator[Priva
 
     subjects = data.subjects()
 
+    def draw() -> tuple[int, int]:
+        noise, unit = SecureRandom().discrete_laplace, promise.unit
+        train = data.train.count_units(unit) + noise(COUNT_EPSILON)
+        val = data.val.count_units(unit) + noise(COUNT_EPSILON)
+        return max(1, train), max(1, val)
+
     def calibrate() -> RunPlan:
-        numbers = ledger.numbers(subjects, promise.unit)
-        if numbers is None:
-            noise = SecureRandom().discrete_laplace
-            true = (data.train.count_units(promise.unit), data.val.count_units(promise.unit))
-            numbers = (true[0] + noise(COUNT_EPSILON), true[1] + noise(COUNT_EPSILON))
-        train_count, val_count = numbers
-        return RunPlan.calibrated(promise, limits, train_count=train_count, val_count=val_count)
+        numbers = ledger.tell_numbers(run, subjects, promise.unit, limits, draw)
+        return RunPlan.calibrated(promise, limits, train_count=numbers[0], val_count=numbers[1])
 
     with hospital.alone_in(run) as directory, Ledger(hospital.ledger(run)) as ledger:
         state = ledger.admit(run, promise, subjects, limits, calibrate)

@@ -13,12 +13,17 @@ from rich.table import Table
 
 from common.config import BY_NAME, KEYS, RunConfig, Value, markdown_table, toml_table
 from common.errors import ConfigError, ConsiliumError
+from deploy.ledger import commands as ledger
+from deploy.provision.commands import federation, hospital
 
 cli = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Hospitals train one medical-image classifier together; images never leave a hospital.",
 )
+cli.add_typer(ledger.commands, name="ledger")
+cli.add_typer(federation, name="federation")
+cli.add_typer(hospital, name="hospital")
 
 
 def main() -> None:

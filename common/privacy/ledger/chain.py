@@ -147,14 +147,14 @@ class Chain:
         try:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         except sqlite3.Error as error:
-            raise _unopened(path, error) from None
+            raise _unusable(path, error) from None
         try:
             self._db.execute("PRAGMA synchronous=EXTRA")
             self._prepare(create)
             self.verify()
         except sqlite3.OperationalError as error:  # locked, read-only, no more room
             self._db.close()
-            raise _unopened(path, error) from None
+            raise _unusable(path, error) from None
         except (sqlite3.Error, TypeError, ValueError) as error:
             self._db.close()
             raise self.damaged(str(error)) from None
@@ -193,14 +193,21 @@ class Chain:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Alone with the file, from the first read to the commit; undone on any error."""
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:  # locked, no room on the disk
+            self._undo()
+            raise _unusable(self.path, error) from None
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._undo()
             raise
-        self._db.execute("COMMIT")
         self._note_head()
+
+    def _undo(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -316,9 +323,9 @@ class Chain:
         )
 
 
-def _unopened(path: Path, error: sqlite3.Error) -> LedgerError:
+def _unusable(path: Path, error: sqlite3.Error) -> LedgerError:
     return LedgerError(
-        f"the privacy ledger {path} cannot be opened: {error}",
+        f"the privacy ledger {path} cannot be used: {error}",
         "check that this user may read and write it and its folder, that the disk has room, and "
         "that no other program holds it; nothing is trained meanwhile",
     )

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.errors import PrivacyError
-from common.privacy.accounting import Epsilon
+from common.privacy.accounting import Epsilon, Event
 from common.privacy.filter import best_order
 from common.privacy.ledger.chain import Chain, Entry
 from common.privacy.ledger.runs import (
@@ -39,12 +39,11 @@ from common.privacy.ledger.spending import Spending, worst
 from common.privacy.ledger.subjects import (
     Subjects,
     check_members,
-    fingerprint,
     histories,
     remember,
 )
 from common.privacy.limits import BudgetExhausted, NotAllowed, PrivacyLimits
-from common.privacy.plan import Promise, RunPlan
+from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 
 DEFAULT_ORDER = 4.0
 """Rényi order of a ledger without a plan, in which nothing finite can have been spent."""
@@ -80,16 +79,15 @@ class Ledger:
     ) -> RunState:
         """The run's state, admitted now if it is new; raises before anything is trained.
 
-        ``calibrate`` makes the plan of a new run; a known run keeps its plan, so that its noise
-        stays what was calibrated. The check is made anew when the data set or the limits have
-        changed, or the hold has expired. NotAllowed or BudgetExhausted where the whole plan does
-        not fit into what is left of ``limits``; PrivacyError for a known run with another promise.
+        ``calibrate`` makes the plan of a new run, from numbers that :meth:`tell_numbers` gave
+        (others are charged here); a known run keeps its plan, and so its noise. The check is made
+        anew when the data set or the limits have changed, or the hold has expired. NotAllowed or
+        BudgetExhausted where the whole plan does not fit into what is left of ``limits``;
+        PrivacyError for a closed run, or a known run with another promise.
         """
         promise.check(limits)
         known = self.state(run)
         plan = known.plan if known else calibrate()  # seconds: not while others wait
-        if known is None:
-            self._count_numbers(run, plan, parts, limits)
         with self.chain.transaction():
             data = remember(self.chain, parts).fingerprint
             known = self.state(run)  # another process may have admitted it meanwhile
@@ -103,62 +101,76 @@ class Ledger:
                 unchanged = known.dataset == data and known.limits == limits.as_dict()
                 if unchanged and known.holds(limits, datetime.now(UTC)):
                     return known
+            numbers = (plan.train_count, plan.val_count)
+            told = [e.notes() for e in self.chain.entries() if _is_count(e, data, promise.unit)]
+            if known is None and {"train": numbers[0], "val": numbers[1]} not in told:
+                self._charge_numbers(run, data, promise.unit, limits, numbers, plan.count_epsilon)
             self._check_total(run, plan, known, data, limits)
             self._write_plan(run, plan, data, limits)
         state = self.state(run)
         assert state is not None
         return state
 
-    def numbers(self, parts: Mapping[str, Subjects], unit: str) -> tuple[int, int] | None:
-        """(training, validation) units of a data set as they were told; None if never.
+    def tell_numbers(
+        self,
+        run: str,
+        parts: Mapping[str, Subjects],
+        unit: str,
+        limits: PrivacyLimits,
+        draw: Callable[[], tuple[int, int]],
+    ) -> tuple[int, int]:
+        """(training, validation) units of a data set, with noise: drawn, and charged, once.
 
-        They are drawn once for a data set, so that asking again, under other runs' names, does
-        not average their noise away.
+        Asking again, under other runs' names, does not average the noise away. Before anything
+        is decided by the numbers, refusals included; BudgetExhausted where not even they fit.
         """
-        name = fingerprint(self.chain, parts)
-        told = [e for e in self.chain.entries() if _is_count(e, name, unit)]
-        return (told[-1].notes()["train"], told[-1].notes()["val"]) if told else None
-
-    def _count_numbers(
-        self, run: str, plan: RunPlan, parts: Mapping[str, Subjects], limits: PrivacyLimits
-    ) -> None:
-        """Charge the numbers of images in ``plan``, unless they have been told before.
-
-        Before anything is decided by them, refusals included.
-        """
-        numbers = {"train": plan.train_count, "val": plan.val_count}
         with self.chain.transaction():
-            data, unit = remember(self.chain, parts).fingerprint, plan.promise.unit
-            entries = self.chain.entries()
-            if any(_is_count(e, data, unit) and e.notes() == numbers for e in entries):
-                return
-            use = Use(run, data, "all", unit, pure=plan.count_epsilon)
-            self._check_fits(run, data, limits, self._order(plan, limits), [use])
-            self.chain.append(
-                Entry(kind="reserve", run=run, dataset=data, part="all", unit=unit,
-                      mechanism=COUNT, pure_epsilon=plan.count_epsilon, note=json.dumps(numbers))
-            )  # fmt: skip
+            data = remember(self.chain, parts).fingerprint
+            told = [e for e in self.chain.entries() if _is_count(e, data, unit)]
+            if told:
+                return told[-1].notes()["train"], told[-1].notes()["val"]
+            self._charge_numbers(run, data, unit, limits, numbers := draw(), COUNT_EPSILON)
+            return numbers
+
+    def _charge_numbers(
+        self,
+        run: str,
+        data: str,
+        unit: str,
+        limits: PrivacyLimits,
+        numbers: tuple[int, int],
+        epsilon: float,
+    ) -> None:
+        use = Use(run, data, "all", unit, pure=epsilon)
+        self._check_fits(run, data, limits, self._order(limits), [use])
+        note = json.dumps({"train": numbers[0], "val": numbers[1]})
+        self.chain.append(
+            Entry(kind="reserve", run=run, dataset=data, part="all", unit=unit, mechanism=COUNT,
+                  pure_epsilon=epsilon, note=note)
+        )  # fmt: skip
 
     def _write_plan(self, run: str, plan: RunPlan, data: str, limits: PrivacyLimits) -> None:
         note = {
             "plan": asdict(plan),
             "limits": limits.as_dict(),
-            "order": self._order(plan, limits),
+            "order": self._order(limits),
         }
         self.chain.append(
             Entry(kind="plan", run=run, dataset=data, part="all", unit=plan.promise.unit,
                   note=json.dumps(note))
         )  # fmt: skip
 
-    def _order(self, plan: RunPlan | None = None, limits: PrivacyLimits | None = None) -> float:
-        """The ledger's Rényi order: fixed by its first plan, before anything was seen."""
+    def _order(self, limits: PrivacyLimits | None = None) -> float:
+        """The ledger's Rényi order: written down with its first plan, and kept.
+
+        It follows from the limits alone: noised numbers of images are an output already.
+        """
         for entry in self.chain.entries():
             if entry.kind == "plan":
                 return float(entry.notes()["order"])
-        if plan is None or limits is None:
+        if limits is None:
             return DEFAULT_ORDER
-        whole = [plan.training(plan.promise.rounds)]
-        return best_order(whole, limits.total_epsilon, limits.total_delta)
+        return best_order([Event(1.0, 1.0, 1)], limits.total_epsilon, limits.total_delta)
 
     def _check_total(
         self, run: str, plan: RunPlan, known: RunState | None, data: str, limits: PrivacyLimits
@@ -170,7 +182,7 @@ class Ledger:
         now = datetime.now(UTC)
         fresh = RunState(run, data, plan, 0, 0, False, False, now, {})
         rest = (replace(known, dataset=data) if known else fresh).rest()
-        self._check_fits(run, data, limits, self._order(plan, limits), rest)
+        self._check_fits(run, data, limits, self._order(limits), rest)
         for other in self._states(skip=run):
             if other.unfinished and not (other.closed or other.lapsed or other.holds(limits, now)):
                 lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")

@@ -68,11 +68,6 @@ class DataSet:
     """Earlier data set → how many images are in both."""
 
 
-def fingerprint(chain: Chain, parts: Mapping[str, Subjects]) -> str:
-    """The name under which the ledger knows, or would know, these ``parts``."""
-    return _fingerprint({part: _keyed(chain.meta("salt"), parts[part]) for part in PARTS})
-
-
 def remember(chain: Chain, parts: Mapping[str, Subjects]) -> DataSet:
     """The data set of these ``parts`` (train, val), recorded if it is new; inside a transaction.
 
@@ -146,7 +141,9 @@ def check_members(chain: Chain) -> None:
     try:
         for name, part, image, patient in chain.members("1", []):
             sides = found.setdefault(name, {p: [] for p in PARTS})
-            sides[part].append((bytes(image), bytes(patient)))
+            if type(image) is not bytes or type(patient) is not bytes:
+                raise TypeError("a digest is no bytes")
+            sides[part].append((image, patient))
         names = {name: _fingerprint(rows) for name, rows in found.items()}
     except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
         raise chain.damaged(f"the images of a data set were changed ({error})") from None
