@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.hospital import Hospital
+from client_app.hospital import Hospital, OwnPictures
 from common.config import RunConfig
-from common.datasets import ImageSet
+from common.datasets import ImageSet, load_folder_as_one, split_train_val
 from common.model import ModelSpec
 from common.privacy.ledger import Subjects
 from common.privacy.limits import PATIENT
 from common.privacy.plan import TRAIN, VAL
-from common.simulation import hospital_splits, load_dataset
+from common.simulation import VALIDATION_FRACTION, hospital_splits, load_dataset
 from common.training import to_tensor
 
 
@@ -76,6 +76,9 @@ class HospitalData:
 
 def data_of(hospital: Hospital) -> HospitalData:
     """The hospital's own images; DataError or PartitionError if they are unusable."""
+    if hospital.own is not None:
+        c = hospital.config
+        return _own(hospital.own, c.image_size, c.channels, len(c.class_names))
     return _data(hospital.config, hospital.partition_id, hospital.num_partitions)
 
 
@@ -95,6 +98,24 @@ def _data(config: RunConfig, partition_id: int, num_partitions: int) -> Hospital
     dataset = load_dataset(config)
     train, val = hospital_splits(dataset, config, num_partitions)[partition_id]
     return HospitalData(_part(train), _part(val), dataset.num_classes)
+
+
+def _own(own: OwnPictures, image_size: int, channels: int, num_classes: int) -> HospitalData:
+    """A real hospital's pictures under the federation's class numbers.
+
+    Which side a picture is on is the hospital's to fix: no server's seed has a say.
+    """
+    images, _, _ = load_folder_as_one(
+        own.folder,
+        own.names,
+        image_size=image_size,
+        channels=channels,
+        crop=own.crop,
+        manifest=own.manifest or "",
+    )
+    labelled = replace(images, labels=np.array(own.numbers, dtype=np.int64)[images.labels])
+    train, val = split_train_val(labelled, VALIDATION_FRACTION, independent=True)
+    return HospitalData(_part(train), _part(val), num_classes)
 
 
 def _part(images: ImageSet) -> Part:

@@ -1,7 +1,8 @@
 """One hospital: its name, its directory, its policy. Found from the node, never from the server.
 
 In simulation Flower gives each node a ``partition-id``: the hospital is that share of the
-run's data set. A node of a real hospital has its own configuration (coming).
+run's data set. The node config of a real hospital names its folder (``hospital``), which holds
+pictures, keys, policy and what the coordinator signed (:mod:`common.hospital_file`).
 
 No torch here: the short stages of secure aggregation must not pay for importing it.
 """
@@ -9,6 +10,7 @@ No torch here: the short stages of secure aggregation must not pay for importing
 from __future__ import annotations
 
 import fcntl
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +22,23 @@ from client_app.policy import HospitalPolicy
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import consilium_home
+from common.hospital_file import HospitalFile, HospitalFolder
 from common.partition import hospital_name
 from common.privacy.limits import PrivacyLimits
 from common.simulation import LEDGER, simulated_hospital
+
+
+@dataclass(frozen=True)
+class OwnPictures:
+    """Where a real hospital's pictures lie, and what its names for the classes mean."""
+
+    folder: Path
+    manifest: Path | None
+    crop: int
+    names: tuple[str, ...]
+    """Its own class names …"""
+    numbers: tuple[int, ...]
+    """… and which of the federation's classes each of them is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +50,25 @@ class Hospital:
     """Where this hospital keeps what must survive the process."""
     config: RunConfig
     partition_id: int
+    """Which share of a simulated data set; of a real hospital a number that its name gives."""
     num_partitions: int
     flower_run: int = 0
     """Flower's id of the run: the SuperLink's, not the ServerApp's, to choose."""
     policy: HospitalPolicy = field(default_factory=HospitalPolicy.for_simulation)
+    own: OwnPictures | None = None
+    """The pictures of a real hospital; None: a share of the run's data set."""
 
     @classmethod
     def from_context(cls, context: Context) -> Hospital:
         """The hospital of a node; ConfigError if the node or the run config is unusable."""
         node = context.node_config
+        if "hospital" in node:
+            return cls._real(HospitalFolder(Path(str(node["hospital"]))), context)
         if "partition-id" not in node or "num-partitions" not in node:
             raise ConfigError(
-                "this node is no simulated hospital (it has no partition-id), and nodes of real "
-                "hospitals have not landed yet",
-                "use `consilium simulate`, or `flwr run` in simulation mode",
+                "this node's config names neither a hospital's folder nor a partition-id",
+                "start it with `consilium hospital start`; in simulation Flower gives the "
+                "partition-id",
             )
         partition_id = int(node["partition-id"])
         return cls(
@@ -58,6 +79,34 @@ class Hospital:
             num_partitions=int(node["num-partitions"]),
             flower_run=context.run_id,
             policy=_policy(node.get("policy")),
+        )
+
+    @classmethod
+    def _real(cls, folder: HospitalFolder, context: Context) -> Hospital:
+        file, config = HospitalFile.load(folder.file), RunConfig.parse(context.run_config)
+        agreed = folder.load_federation().description
+        asked = (config.class_names, config.image_size, config.channels)
+        if config.dataset != "hospitals" or asked != (
+            agreed.classes,
+            agreed.image_size,
+            agreed.channels,
+        ):
+            raise ConfigError(
+                f"the run is on dataset '{config.dataset}', {len(asked[0])} classes, "
+                f"{asked[1]} pixels, {asked[2]} channel(s): not what this hospital joined",
+                "ask the coordinator for dataset=hospitals with the federation's classes, "
+                "image-size and channels",
+            )
+        names, numbers = file.own_classes(agreed.classes)
+        return cls(
+            name=file.name,
+            home=folder.root,
+            config=config,
+            partition_id=int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:4], "big"),
+            num_partitions=1,
+            flower_run=context.run_id,
+            policy=HospitalPolicy.load(folder.policy),
+            own=OwnPictures(file.folder, file.manifest, file.crop, names, numbers),
         )
 
     def run_directory(self, run: str) -> Path:
@@ -90,7 +139,9 @@ class Hospital:
 
 
 def home_of(context: Context) -> Path:
-    """The hospital's own directory; for a node that is no simulated hospital, consilium's home."""
+    """The hospital's own directory; for a node that is no hospital, consilium's home."""
+    if "hospital" in context.node_config:
+        return Path(str(context.node_config["hospital"]))
     if "partition-id" not in context.node_config:
         return consilium_home()
     return simulated_hospital(hospital_name(int(context.node_config["partition-id"])))

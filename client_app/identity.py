@@ -1,28 +1,39 @@
 """A hospital's identity in secure aggregation, and the roster that it believes.
 
-A real hospital's node names three files in its node config: ``identity`` (32 raw bytes of an
-Ed25519 private key), ``roster`` and ``coordinator-key`` (base64, pinned by another channel
-than the server). A simulated hospital makes a key at the start of the run and keeps it in its
-node's memory; such rounds say that they are unauthenticated.
+A real hospital's folder (``hospital`` in the node config) holds its identity key, the roster,
+and the coordinator's key, pinned by another channel than the server. Without a folder a node may
+name the three by themselves: ``identity`` (32 raw bytes of an Ed25519 private key), ``roster``
+and ``coordinator-key`` (base64). A simulated hospital makes a key at the start of the run and
+keeps it in its node's memory; such rounds say that they are unauthenticated.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
 from common.errors import ConfigError
+from common.federation_file import read_key
+from common.hospital_file import HospitalFolder
 from common.roster import load_roster
 from common.secagg import Identity
 
 _RECORD = "identity"
 
 
+def _folder(context: Context) -> HospitalFolder | None:
+    path = context.node_config.get("hospital")
+    return None if path is None else HospitalFolder(Path(str(path)))
+
+
 def identity_of(context: Context) -> Identity:
     """The node's identity key; made now, and kept for the run, where the node names none."""
     path = context.node_config.get("identity")
+    if (folder := _folder(context)) is not None:
+        path = str(folder.identity_key)
     if path is not None:
         file = Path(str(path))
         try:
@@ -43,6 +54,9 @@ def identity_of(context: Context) -> Identity:
 def roster_of(context: Context) -> Mapping[str, bytes] | None:
     """Identity keys by hospital from the node's own roster file, checked; None if it has none."""
     node = context.node_config
+    if (folder := _folder(context)) is not None:
+        key = base64.b64encode(read_key(folder.coordinator)).decode()
+        return load_roster(folder.roster, key)
     if "roster" not in node:
         return None
     if "coordinator-key" not in node:

@@ -26,7 +26,7 @@ MEDMNIST_2D = (
 )  # fmt: skip
 """Single-label 2D MedMNIST sets (chestmnist is multi-label, which the classifier is not)."""
 
-DATASETS = (*MEDMNIST_2D, "npz", "folder", "synthetic")
+DATASETS = (*MEDMNIST_2D, "npz", "folder", "synthetic", "hospitals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,10 @@ class RunConfig:
     data_path: str
     image_size: int
     crop: int
+    classes: str
+    channels: int
+    test_data: str
+    hospitals: int
     synthetic_size: int
     partition: str
     partition_alpha: float
@@ -192,6 +196,11 @@ class RunConfig:
         done = min(max(((round - 1) / self.rounds - held) / (1.0 - held), 0.0), 1.0)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names in ``classes``."""
+        return tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
+
     def as_dict(self) -> dict[str, Value]:
         """Key → value with the run-config names (dashes), in the table's order."""
         return {key.name: getattr(self, key.attribute) for key in KEYS}
@@ -202,7 +211,8 @@ KEYS: tuple[Key, ...] = (
         meaning="fedavg: synchronous rounds; vectors: task vectors, no rounds (coming)"),
     Key(name="dataset", default="bloodmnist", choices=DATASETS,
         meaning="a 2D MedMNIST set by name, npz (a file in MedMNIST's form), folder (one folder "
-        "a class) or synthetic (built in, no real image)"),
+        "a class), synthetic (built in, no real image); hospitals: each node's own pictures (real "
+        "machines)"),
     Key(name="data-path", default="",
         meaning="the file or folder for dataset npz or folder"),
     Key(name="image-size", default=28, low=16, high=512,
@@ -211,6 +221,15 @@ KEYS: tuple[Key, ...] = (
     Key(name="crop", default=0, low=0, high=10_000,
         meaning="folder: side in pixels of the centre that is cut out before resizing (0: the "
         "whole square; raw PBC pictures: 200)"),
+    Key(name="classes", default="",
+        meaning="hospitals: names of the classes, separated by commas, as the federation agreed"),
+    Key(name="channels", default=3, low=1, high=3,
+        meaning="hospitals: 3 for colour, 1 for grey"),
+    Key(name="test-data", default="",
+        meaning="hospitals: the coordinator's own npz file, whose test split measures the models; "
+        "empty: none does"),
+    Key(name="hospitals", default=0, low=0, high=4096,
+        meaning="hospitals: how many to wait for; 0: all on the roster"),
     Key(name="synthetic-size", default=6000, low=200, high=1_000_000,
         meaning="synthetic: number of images, train, val and test together"),
     Key(name="partition", default="size-skew", choices=("iid", "size-skew", "dirichlet"),
@@ -310,6 +329,24 @@ def _needs_path(c: RunConfig) -> None:
         )
 
 
+def _own_pictures(c: RunConfig) -> None:
+    names = c.class_names
+    if c.dataset == "hospitals":
+        if len(names) < 2 or len(set(names)) != len(names) or not all(names):
+            raise ConfigError(
+                f"dataset 'hospitals' needs two classes or more, each once; 'classes' is "
+                f"{c.classes!r}",
+                "set classes to the federation's names, separated by commas",
+            )
+        if c.channels == 2:
+            raise ConfigError("images have 1 or 3 channels, not 2", "set channels to 1 or 3")
+    elif c.classes or c.test_data or c.hospitals:
+        raise ConfigError(
+            f"'classes', 'test-data' and 'hospitals' mean nothing for dataset '{c.dataset}'",
+            "leave them out, or set dataset=hospitals",
+        )
+
+
 def _norm_allows_dp(c: RunConfig) -> None:
     if c.privacy != "none" and c.model == "resnet9":
         raise ConfigError(
@@ -378,7 +415,7 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _norm_allows_dp, _not_yet, _threshold, _cohort, _epsilon_useful,
+    _needs_path, _own_pictures, _norm_allows_dp, _not_yet, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip
 
 

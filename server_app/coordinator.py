@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -13,18 +14,17 @@ from flwr.serverapp import Grid
 
 from common.aggregation import params_for
 from common.config import RunConfig
-from common.datasets import Dataset
 from common.errors import ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
-from common.simulation import load_dataset, partition_table
 from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
 from server_app.progress import Progress
 from server_app.report import write_report
 from server_app.run_store import RunStore, versions
+from server_app.setting import Setting
 
 CONNECT_TIMEOUT = 600.0
 """Seconds that simulated hospitals have to appear: the first process is slow to start."""
@@ -35,55 +35,65 @@ class Coordinator:
     """Everything that one run needs at the server."""
 
     config: RunConfig
-    dataset: Dataset
+    setting: Setting
     directory: Directory
     store: RunStore
     progress: Progress
     fedavg: FedAvg
-    num_hospitals: int
 
     @classmethod
     def prepare(cls, grid: Grid, config: RunConfig) -> Coordinator:
         """Load the data, divide it, open the run's directory; nothing is asked of a hospital.
 
-        In simulation the coordinator reads the same data set as the hospitals: its test split
-        is the central test set, and the table of who holds what is drawn up here, not asked.
+        See :class:`~server_app.setting.Setting` for what the coordinator reads.
         """
         progress = Progress(config.rounds)
-        dataset = load_dataset(config)
-        hospitals = len(list(grid.get_node_ids()))
-        table = partition_table(dataset, config, hospitals)
         roster = load_roster(Path(config.roster), config.coordinator_key) if config.roster else None
+        setting = Setting.of(config, len(list(grid.get_node_ids())), roster)
         if config.secagg:
-            params_for(config, sample_size(config.fraction, hospitals))  # or refused here, now
+            # Or refused here, now.
+            params_for(config, sample_size(config.fraction, setting.hospitals))
         if config.resume:
             store = RunStore.resume(config.resume, config.as_dict())
         else:
             store = RunStore.create(config.as_dict())
-        store.save_partition(table)
         progress.say(f"run {store.run}")
-        progress.say(f"data: {dataset.source}")
-        progress.partition(table)
+        progress.say(f"data: {setting.source}")
+        if setting.table:
+            store.save_partition(setting.table)
+            progress.partition(setting.table)
         spec = ModelSpec(
             model=config.model,
             width=config.model_width,
-            num_classes=dataset.num_classes,
-            channels=dataset.channels,
+            num_classes=len(setting.class_names),
+            channels=setting.channels,
         )
-        # Hospitals wait meanwhile, and no model depends on it: all cores.
-        evaluator = Evaluator(spec, dataset.test, dataset.class_names, threads=os.cpu_count() or 1)
+        evaluator = None
+        if setting.test is not None:
+            # Hospitals wait meanwhile, and no model depends on it: all cores.
+            cores = os.cpu_count() or 1
+            evaluator = Evaluator(spec, setting.test, setting.class_names, threads=cores)
         if config.secagg and roster is None:
             progress.say(
                 "secure aggregation is UNAUTHENTICATED: without a roster a server that lies could "
                 "stand between the hospitals"
             )
-        directory = Directory(grid)
+        directory = Directory(grid, members=setting.members)
         fedavg = FedAvg(grid, config, directory, spec, store, progress, evaluator, roster)
-        return cls(config, dataset, directory, store, progress, fedavg, hospitals)
+        return cls(config, setting, directory, store, progress, fedavg)
 
     def train(self) -> None:
-        """Wait for the hospitals, then all rounds."""
-        self.directory.wait_for(self.num_hospitals, timeout=CONNECT_TIMEOUT)
+        """Wait for the hospitals, then all rounds.
+
+        Of real hospitals a quorum is enough to begin: one may be away for days.
+        """
+        all_of_them = self.setting.hospitals
+        least = all_of_them
+        if self.config.dataset == "hospitals":
+            least = max(1, math.ceil(self.config.quorum * all_of_them - 1e-9))
+        there = self.directory.wait_for(all_of_them, timeout=CONNECT_TIMEOUT, least=least)
+        if there < all_of_them:
+            self.progress.say(f"{there} of {all_of_them} hospitals are there: beginning with them")
         self.fedavg.run()
 
     def conclude(self, reason: str | None, seconds: float) -> dict[str, Any]:
@@ -122,22 +132,28 @@ class Coordinator:
             "rounds": self.store.last_round() or 0,
             "failed_rounds": [r["round"] for r in records if r["status"] != "ok"],
             "best_round": best,
-            "hospitals": self.num_hospitals,
+            "hospitals": self.setting.hospitals,
             "test_accuracy": test.get("accuracy"),
             "test_macro_f1": test.get("macro_f1"),
             "test_macro_auc": test.get("macro_auc"),
             "privacy": self.config.privacy,
             "privacy_unit": self.config.privacy_unit if self.config.privacy != "none" else None,
-            "epsilon": max((e["epsilon"] for e in spent.values()), default=None),
+            "epsilon": self._epsilon(spent),
             "epsilon_by_hospital": spent,
             "accountants_agree": not disagreeing if spent else None,
             "delta": self.config.delta if self.config.privacy != "none" else None,
             "secagg": self.config.secagg,
-            "source": self.dataset.source,
-            "source_sha256": self.dataset.sha256,
+            "source": self.setting.source,
+            "source_sha256": self.setting.sha256,
             "versions": versions(),
             "wall_seconds": round(seconds + before, 3),
         }
+
+    def _epsilon(self, spent: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """What was spent; of real hospitals, who tell nobody, what they were promised at most."""
+        if self.config.dataset == "hospitals" and self.config.privacy != "none":
+            return self.config.epsilon
+        return max((e["epsilon"] for e in spent.values()), default=None)
 
     def _spent(self) -> dict[str, dict[str, Any]]:
         """Each hospital's ε so far, from the latest round in which it reported one."""

@@ -21,11 +21,12 @@ class Directory:
     Names are not yet authenticated here: in a real federation node keys and the roster do that.
     """
 
-    def __init__(self, grid: Grid, *, timeout: float = 600.0) -> None:
+    def __init__(self, grid: Grid, *, timeout: float = 600.0, members: Sequence[str] = ()) -> None:
+        """``members``: hospitals that are missed by name though they were never there."""
         self._grid = grid
         self._timeout = timeout
         self._names: dict[int, str] = {}  # of the nodes that are connected
-        self._known: set[str] = set()
+        self._known: set[str] = set(members)
 
     def refresh(self) -> list[Absence]:
         """Greet nodes that are new; returns those that gave no usable name.
@@ -53,26 +54,34 @@ class Directory:
         self._known |= set(self._names.values())
         return absent
 
-    def wait_for(self, hospitals: int, *, timeout: float, pause: float = 1.0) -> None:
-        """Refresh until ``hospitals`` are there; RoundError says how many were, and who was not."""
+    def wait_for(
+        self, hospitals: int, *, timeout: float, least: int | None = None, pause: float = 1.0
+    ) -> int:
+        """Refresh until ``hospitals`` are there, or ``least`` at the end; returns how many are.
+
+        RoundError says how many were, and who was not.
+        """
+        least = hospitals if least is None else least
         deadline = time.monotonic() + timeout
         while True:
             absent = self.refresh()
             if len(self._names) >= hospitals:
-                return
+                return len(self._names)
             if time.monotonic() >= deadline:
+                if len(self._names) >= least:
+                    return len(self._names)
                 who = (
                     "; ".join(f"{a.hospital}: {a.reason}" for a in absent) or "no others connected"
                 )
                 raise RoundError(
-                    f"{len(self._names)} hospitals are there, {hospitals} are needed ({who})",
+                    f"{len(self._names)} hospitals are there, {least} are needed ({who})",
                     "start the missing hospitals' nodes and read their logs",
                 )
             time.sleep(pause)
 
     @property
     def names(self) -> list[str]:
-        """Every hospital that was ever there, sorted."""
+        """Every hospital that was ever there, or is a member; sorted."""
         return sorted(self._known)
 
     def reach(self, names: Sequence[str]) -> tuple[dict[str, int], list[str]]:

@@ -162,7 +162,7 @@ def test_measured_noise_multiplier_of_twenty_rounds() -> None:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     epsilon=st.floats(0.5, 10.0), rate=st.sampled_from([0.02, 0.1, 0.3, 1.0]),
     steps=st.integers(1, 300),
