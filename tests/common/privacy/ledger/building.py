@@ -6,12 +6,15 @@ accountants know in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
-from common.privacy.ledger import Subjects
+from common.errors import PrivacyError
+from common.privacy.ledger import DataSet, Ledger, Subjects, data_sets
 from common.privacy.limits import PrivacyLimits
 from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 
@@ -80,3 +83,39 @@ def plan(
         validations=allowed,
         validation_noise_multiplier=validation_sigma if allowed else 0.0,
     )
+
+
+# What the tests of budgets ask of a ledger.
+
+DELTA = LIMITS.total_delta
+COUNT = plan().count_epsilon
+
+
+def limits(**changes: Any) -> PrivacyLimits:
+    return dataclasses.replace(LIMITS, **changes)
+
+
+def use_up(ledger: Ledger, run: str) -> None:
+    """Every round and every model's figures of ``run`` that its plan still allows."""
+    state = ledger.state(run)
+    assert state is not None
+    for number in range(state.rounds + 1, state.plan.promise.rounds + 1):
+        ledger.settle(ledger.reserve_round(run, number, f"m{number}"))
+    number = 0
+    while (reserved := ledger.reserve_validation(run, number, f"m{number}")) is not None:
+        ledger.settle(reserved)
+        number += 1
+
+
+def newest(ledger: Ledger) -> DataSet:
+    return data_sets(ledger.chain)[-1]
+
+
+def refuses(ledger: Ledger, error: type[PrivacyError], do: Callable[[], object]) -> PrivacyError:
+    """The error of ``do``, which leaves the ledger as it was."""
+    before = ledger.chain.head()
+    with pytest.raises(error) as caught:
+        do()
+    assert caught.value.what and caught.value.remedy
+    assert ledger.chain.head() == before
+    return caught.value

@@ -1,16 +1,11 @@
-"""What a hospital's total means: for every image, over runs, rounds, data sets, limits and time.
+"""What a hospital's total means: for every image, over runs, rounds and data sets.
 
 A run of :func:`plan` with σ = 2 costs ε = 3.2 alone; a second one after it 5.6 in all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +13,23 @@ import pytest
 
 from common.errors import PrivacyError
 from common.privacy.accounting import Event, epsilon_of
-from common.privacy.ledger import DataSet, Ledger, data_sets
-from common.privacy.limits import NOISED, PATIENT, WITHHELD, BudgetExhausted, PrivacyLimits
+from common.privacy.ledger import Ledger
+from common.privacy.limits import PATIENT, BudgetExhausted
 from common.privacy.plan import RunPlan
-from tests.common.privacy.ledger.building import LIMITS, data, plan, promise
+from tests.common.privacy.ledger.building import (
+    COUNT,
+    DELTA,
+    LIMITS,
+    data,
+    limits,
+    newest,
+    plan,
+    promise,
+    refuses,
+    use_up,
+)
 
 IMAGES = data(range(8), (8, 9))
-DELTA = LIMITS.total_delta
-COUNT = plan().count_epsilon
-
-
-def limits(**changes: Any) -> PrivacyLimits:
-    return dataclasses.replace(LIMITS, **changes)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
-def use_up(ledger: Ledger, run: str) -> None:
-    """Every round and every model's figures of ``run`` that its plan still allows."""
-    state = ledger.state(run)
-    assert state is not None
-    for number in range(state.rounds + 1, state.plan.promise.rounds + 1):
-        ledger.settle(ledger.reserve_round(run, number, f"m{number}"))
-    number = 0
-    while (reserved := ledger.reserve_validation(run, number, f"m{number}")) is not None:
-        ledger.settle(reserved)
-        number += 1
-
-
-def newest(ledger: Ledger) -> DataSet:
-    return data_sets(ledger.chain)[-1]
-
-
-def refuses(ledger: Ledger, error: type[PrivacyError], do: Callable[[], object]) -> PrivacyError:
-    """The error of ``do``, which leaves the ledger as it was."""
-    before = ledger.chain.head()
-    with pytest.raises(error) as caught:
-        do()
-    assert caught.value.what and caught.value.remedy
-    assert ledger.chain.head() == before
-    return caught.value
 
 
 # Runs, rounds, promises.
@@ -329,69 +298,6 @@ def test_the_filters_order_does_not_follow_the_noise_on_the_numbers_of_images(
     assert len(orders) == 1
 
 
-# Patients.
-
-BY_PATIENT = dataclasses.replace(LIMITS, unit=PATIENT, total_epsilon=1e4)
-
-
-def test_a_patient_pays_for_an_old_image_that_was_deleted(path: Path) -> None:
-    whose = {1: 1, 2: 1, 3: 3, 9: 9}
-    asked = promise(unit=PATIENT)
-    with Ledger(path) as ledger:
-        for run, parts in (("a", data([1, 3], [9], whose)), ("b", data([2, 3], [9], whose))):
-            ledger.admit(run, asked, parts, BY_PATIENT, lambda: plan(asked, sigma=2.0))
-            use_up(ledger, run)
-        alone = data([2], [9], whose)
-        third = ledger.admit("c", asked, alone, BY_PATIENT, lambda: plan(asked))
-        total = ledger.total(third.dataset, BY_PATIENT)
-        assert total.runs == ("a", "b", "c")
-        by_image = dataclasses.replace(BY_PATIENT, unit="image")
-        assert ledger.total(third.dataset, by_image).epsilon < total.epsilon
-
-
-def test_what_was_done_for_single_images_counts_for_all_of_a_patients(path: Path) -> None:
-    """Three images of one patient under image-level DP: a group of three."""
-    whose = dict.fromkeys((1, 2, 3), 1) | {4: 4, 9: 9}
-    with Ledger(path) as ledger:
-        state = ledger.admit("a", promise(), data([1, 2, 3, 4], [9], whose), LIMITS, plan)
-        use_up(ledger, "a")
-        patient = ledger.total(state.dataset, BY_PATIENT).epsilon
-        three = epsilon_of([Event(4.0 / 3, 1.0, 3)], DELTA, pure=3 * COUNT)
-        assert patient == pytest.approx(three.value)
-        assert ledger.total(state.dataset, LIMITS).epsilon < patient / 3
-
-
-def test_a_patient_known_only_later_pays_for_all_of_their_images(path: Path) -> None:
-    """The first run knew no patients; the manifest that came after it says: ten of one."""
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), data(range(10), [90]), LIMITS, plan)
-        use_up(ledger, "a")
-        asked = promise(unit=PATIENT)
-        whose = dict.fromkeys(range(10), 1) | {90: 2}
-        state = ledger.admit(
-            "b", asked, data(range(10), [90], whose), BY_PATIENT, lambda: plan(asked)
-        )
-        ten = epsilon_of([Event(4.0 / 10, 1.0, 3)], DELTA).value
-        assert ledger.total(state.dataset, BY_PATIENT).epsilon >= ten
-
-
-def test_a_patient_on_both_sides_pays_for_the_images_of_both(path: Path) -> None:
-    whose = {1: 1, 2: 1, 3: 1, 4: 4}
-    with Ledger(path) as ledger:
-        state = ledger.admit("a", promise(), data([1, 2], [3, 4], whose), LIMITS, plan)
-        # Both numbers of images change when the patient goes: by two and by one.
-        assert ledger.total(state.dataset, BY_PATIENT).epsilon >= 3 * COUNT - 1e-12
-
-
-def test_a_promise_for_images_is_not_enough_where_patients_are_protected(path: Path) -> None:
-    with Ledger(path) as ledger:
-        refuses(
-            ledger,
-            PrivacyError,
-            lambda: ledger.admit("a", promise(), IMAGES, limits(unit=PATIENT), plan),
-        )
-
-
 # Training without privacy.
 
 
@@ -416,235 +322,3 @@ def test_after_training_without_privacy_no_finite_total_holds(path: Path) -> Non
 def test_training_without_privacy_is_refused_unless_the_hospital_allows_it(path: Path) -> None:
     with Ledger(path) as ledger:
         refuses(ledger, PrivacyError, lambda: ledger.note_non_private("a", IMAGES, LIMITS))
-
-
-# Holds and time.
-
-FEW = dataclasses.replace(LIMITS, total_epsilon=5.0)
-"""Room for five rounds at σ = 2, with the numbers of images of two runs; not for six."""
-
-
-def loud() -> RunPlan:
-    return plan(sigma=2.0)
-
-
-def spent(ledger: Ledger) -> float:
-    return ledger.total(newest(ledger).fingerprint, FEW).epsilon
-
-
-def test_closing_a_run_gives_back_what_it_has_not_used(path: Path) -> None:
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, FEW, loud)
-        ledger.settle(ledger.reserve_round("a", 1, "m"))
-        ledger.close_run("a")
-        ledger.admit("b", promise(), IMAGES, FEW, loud)
-        use_up(ledger, "b")
-        assert spent(ledger) <= FEW.total_epsilon
-        assert ledger.total(newest(ledger).fingerprint, FEW).runs == ("a", "b")
-
-
-def test_a_closed_run_is_over(path: Path) -> None:
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, FEW, loud)
-        pending = ledger.reserve_round("a", 1, "m")
-        ledger.close_run("a")
-        refuses(ledger, PrivacyError, lambda: ledger.reserve_round("a", 1, "m"))
-        refuses(ledger, PrivacyError, lambda: ledger.reserve_validation("a", 1, "m"))
-        refuses(ledger, PrivacyError, lambda: ledger.admit("a", promise(), IMAGES, FEW, loud))
-        ledger.settle(pending)  # it was being worked on when the hospital closed the run
-        ledger.close_run("a")
-        assert spent(ledger) > 1.0
-
-
-def test_an_expired_hold_is_checked_again(path: Path) -> None:
-    brief = dataclasses.replace(FEW, hold_days=0.0)
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, brief, loud)
-        ledger.settle(ledger.reserve_round("a", 1, "m"))
-        ledger.admit("b", promise(), IMAGES, brief, loud)
-        with pytest.raises(BudgetExhausted):
-            ledger.admit("a", promise(), IMAGES, FEW, loud)
-        use_up(ledger, "b")
-        assert spent(ledger) <= FEW.total_epsilon
-
-
-def test_two_processes_without_holds_do_not_spend_the_same_budget(path: Path) -> None:
-    """Both are admitted before either reserves; each waited for nobody."""
-    brief = dataclasses.replace(FEW, hold_days=0.0)
-    with Ledger(path) as one, Ledger(path) as other:
-        one.admit("a", promise(), IMAGES, brief, loud)
-        other.admit("b", promise(), IMAGES, brief, loud)
-        with ExitStack() as stop:
-            stop.enter_context(pytest.raises(BudgetExhausted))
-            for number in (1, 2, 3):
-                one.reserve_round("a", number, "m")
-                other.reserve_round("b", number, "m")
-        assert spent(one) <= FEW.total_epsilon
-
-
-def test_a_hold_that_expired_while_its_round_was_trained_stays_expired(path: Path) -> None:
-    """Training took longer than the hold; what settles afterwards does not revive it."""
-    brief = dataclasses.replace(FEW, hold_days=0.5 / 86_400)
-    with Ledger(path) as ledger, Ledger(path) as other:
-        ledger.admit("a", promise(), IMAGES, brief, loud)
-        training = ledger.reserve_round("a", 1, "m")
-        time.sleep(0.55)
-        other.admit("b", promise(), IMAGES, brief, loud)
-        ledger.settle(training)
-        with ExitStack() as stop:
-            stop.enter_context(pytest.raises(BudgetExhausted))
-            ledger.admit("a", promise(), IMAGES, brief, loud)
-            ledger.reserve_round("a", 2, "m")
-            ledger.reserve_round("a", 3, "m")
-        use_up(other, "b")
-        assert spent(ledger) <= FEW.total_epsilon
-
-
-class Clock(datetime):
-    """The system's clock, set wrong by :attr:`shift`."""
-
-    shift = timedelta()
-
-    @classmethod
-    def now(cls, tz: Any = None) -> datetime:
-        return datetime.now(tz) + cls.shift
-
-
-@pytest.mark.parametrize("days", [-400, -8, 8, 400])
-def test_a_clock_that_is_set_wrong_for_a_while_costs_nothing(
-    path: Path, monkeypatch: pytest.MonkeyPatch, days: int
-) -> None:
-    """Run b comes while the clock is wrong; run a goes on when it is right again."""
-    monkeypatch.setattr("common.privacy.ledger.ledger.datetime", Clock)
-    monkeypatch.setattr("common.privacy.ledger.chain.datetime", Clock)
-    monkeypatch.setattr(Clock, "shift", timedelta())
-    with Ledger(path) as ledger, Ledger(path) as other:
-        ledger.admit("a", promise(), IMAGES, FEW, loud)
-        ledger.settle(ledger.reserve_round("a", 1, "m"))
-        monkeypatch.setattr(Clock, "shift", timedelta(days=days))
-        admitted = []
-        for run, shift in (("b", timedelta(days=days)), ("a", timedelta()), ("b", timedelta())):
-            monkeypatch.setattr(Clock, "shift", shift)
-            try:
-                other.admit(run, promise(), IMAGES, FEW, loud)
-                use_up(other, run)
-                admitted.append(run)
-            except BudgetExhausted:
-                continue
-        assert admitted
-        assert spent(ledger) <= FEW.total_epsilon
-
-
-def test_numbers_told_while_a_hold_seemed_to_have_expired_are_not_spent_twice(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run b only gets as far as its numbers of images; run a then goes on as if it held all."""
-    monkeypatch.setattr("common.privacy.ledger.ledger.datetime", Clock)
-    monkeypatch.setattr("common.privacy.ledger.chain.datetime", Clock)
-    monkeypatch.setattr(Clock, "shift", timedelta())
-    whole = epsilon_of([Event(2.0, 1.0, 3)], DELTA, pure=COUNT).value
-    tight = limits(total_epsilon=whole + COUNT / 2)
-    with Ledger(path) as ledger:
-        state = ledger.admit("a", promise(), IMAGES, tight, loud)
-        monkeypatch.setattr(Clock, "shift", timedelta(days=8))
-        ledger.tell_numbers("b", data(range(7), (8, 9)), "image", tight, lambda: (7, 2))
-        monkeypatch.setattr(Clock, "shift", timedelta())
-        with suppress(BudgetExhausted):
-            ledger.admit("a", promise(), IMAGES, tight, loud)
-            use_up(ledger, "a")
-        assert ledger.total(state.dataset, tight).epsilon <= tight.total_epsilon
-
-
-# Limits that change.
-
-
-def test_a_total_tightened_in_mid_run_holds_at_once(path: Path) -> None:
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, LIMITS, loud)
-        ledger.settle(ledger.reserve_round("a", 1, "m"))
-        for tight in (
-            limits(total_epsilon=2.0),
-            limits(total_delta=1e-4, total_epsilon=3.0),
-            limits(run_epsilon=1.0),
-            limits(total_delta=1e-6),
-            limits(unit=PATIENT),
-            limits(min_noise_multiplier=2.5),
-        ):
-            refuses(
-                ledger,
-                PrivacyError,
-                lambda tight=tight: ledger.admit("a", promise(), IMAGES, tight, loud),
-            )
-
-
-def test_a_shorter_hold_holds_at_once(path: Path) -> None:
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, FEW, loud)
-        with pytest.raises(BudgetExhausted):
-            ledger.admit("b", promise(), IMAGES, FEW, loud)
-        brief = dataclasses.replace(FEW, hold_days=0.0)
-        ledger.admit("b", promise(), IMAGES, brief, loud)
-
-
-def test_only_the_hospital_can_loosen_what_it_allows(path: Path) -> None:
-    """Nothing in a promise raises a limit; the limits that are passed in do."""
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, FEW, loud)
-        for asked in (promise(), promise(epsilon=8.0), promise(epsilon=0.5, rounds=1)):
-            with pytest.raises(BudgetExhausted):
-                ledger.admit("b", asked, IMAGES, FEW, lambda asked=asked: plan(asked, sigma=1.2))
-        ledger.admit("b", promise(), IMAGES, LIMITS, loud)
-
-
-def test_looser_limits_do_not_forget_what_was_spent(path: Path) -> None:
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, PrivacyLimits.none(), lambda: plan(sigma=0.5))
-        use_up(ledger, "a")
-        with pytest.raises(BudgetExhausted):
-            ledger.admit("b", promise(), IMAGES, LIMITS, plan)
-
-
-def test_figures_that_the_plan_never_allowed_are_not_allowed_by_looser_limits(path: Path) -> None:
-    withheld = plan(validations=0)
-    with Ledger(path) as ledger:
-        ledger.admit("a", promise(), IMAGES, limits(metrics=WITHHELD), lambda: withheld)
-        ledger.admit("a", promise(), IMAGES, limits(metrics=NOISED), lambda: withheld)
-        assert ledger.reserve_validation("a", 1, "m") is None
-
-
-# What a refusal tells.
-
-
-def test_numbers_of_images_are_counted_though_the_run_is_refused_and_drawn_only_once(
-    path: Path,
-) -> None:
-    """Whether the calibrated noise is enough depends on the noised numbers: the answer tells.
-
-    A server that may ask any number of times, under new names, for a run that is refused for
-    some numbers and not for others would average the noise away.
-    """
-    strict = limits(min_noise_multiplier=1e3)
-    drawn: list[tuple[int, int]] = []
-
-    def draw() -> tuple[int, int]:
-        drawn.append((8 + len(drawn), 2))
-        return drawn[-1]
-
-    def calibrate() -> RunPlan:
-        train, val = ledger.tell_numbers("any", IMAGES, "image", strict, draw)
-        return dataclasses.replace(plan(), train_count=train, val_count=val)
-
-    with Ledger(path) as ledger:
-        for name in ("a", "b", "c"):
-            with pytest.raises(PrivacyError, match="noise multiplier"):
-                ledger.admit(name, promise(), IMAGES, strict, calibrate)
-        assert drawn == [(8, 2)]
-        assert ledger.total(newest(ledger).fingerprint, strict).epsilon == COUNT
-        assert ledger.admit("d", promise(), IMAGES, LIMITS, calibrate).plan.train_count == 8
-        # Other units, and another version of the data, have other numbers: each costs again.
-        for parts, unit in ((IMAGES, "patient"), (data(range(7), (8, 9)), "image")):
-            before = ledger.total(newest(ledger).fingerprint, strict).epsilon
-            ledger.tell_numbers("e", parts, unit, strict, draw)
-            after = ledger.total(newest(ledger).fingerprint, strict).epsilon
-            assert after == pytest.approx(before + COUNT)
-        assert len(drawn) == 3
