@@ -29,11 +29,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from common.errors import ConfigError, ConsiliumError
+from common.federation_file import Table
 from common.privacy.limits import PrivacyLimits
 from common.secagg import SecAggPolicy
 
@@ -47,18 +48,10 @@ class PolicyRefusal(ConsiliumError):
     code = "policy"
 
 
-class _Table(BaseModel):
-    """Strict: no entry beyond those named, no text where a number belongs."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, alias_generator=lambda name: name.replace("_", "-")
-    )
-
-
 _SILENT = SecAggPolicy()
 
 
-class Aggregation(_Table):
+class Aggregation(Table):
     """The table ``[aggregation]``."""
 
     secagg: Literal["required", "optional"] = "required"
@@ -67,7 +60,7 @@ class Aggregation(_Table):
     require_roster: bool = True
 
 
-class Privacy(_Table):
+class Privacy(Table):
     """The table ``[privacy]``."""
 
     total_epsilon: float = Field(PrivacyLimits.total_epsilon, gt=0)
@@ -82,7 +75,7 @@ class Privacy(_Table):
     hold_days: float = Field(PrivacyLimits.hold_days, ge=0, le=3650)
 
 
-class _Document(_Table):
+class _Document(Table):
     version: Literal[1]
     aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
@@ -116,9 +109,9 @@ class HospitalPolicy:
                 f"the policy {path} cannot be read: {e}",
                 "restore it; nothing is trained without it",
             ) from None
+        checked = _Document.read(document, f"the policy {path}")
+        aggregation = checked.aggregation
         try:
-            checked = _Document.model_validate(document)
-            aggregation = checked.aggregation
             limits = SecAggPolicy(
                 min_cohort=aggregation.min_cohort,
                 min_threshold=aggregation.min_threshold,
@@ -126,10 +119,8 @@ class HospitalPolicy:
                 require_roster=aggregation.require_roster,
                 max_bound=MAX_BOUND,
             )
-        except ValidationError as error:
-            raise _wrong(path, _first(error.errors()[0])) from None
         except ConfigError as error:
-            raise _wrong(path, error.what) from None
+            raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
         privacy = PrivacyLimits(**checked.privacy.model_dump())
         return cls(aggregation.secagg == "required", limits, privacy)
 
@@ -145,15 +136,3 @@ class HospitalPolicy:
                 "the run config says secagg=true, and the server asked for the update in the clear",
                 "treat the server as hostile until this is explained",
             )
-
-
-def _first(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']} (found {problem['input']!r})"
-
-
-def _wrong(path: Path, what: str) -> ConfigError:
-    return ConfigError(
-        f"the policy {path} is wrong: {what}",
-        "correct it; the entries are described in client_app/policy.py",
-    )
