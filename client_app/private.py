@@ -10,6 +10,7 @@ kept on the disk before it leaves, so that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from common.privacy.limits import NOISED
 from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 from common.privacy.randomness import SecureRandom
 from common.training import EvalResult, PrivateStep
+
+log = logging.getLogger("consilium.hospital")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,10 @@ def admitted(run: str, hospital: Hospital, data: HospitalData) -> Iterator[Priva
         numbers = ledger.tell_numbers(run, subjects, promise.unit, limits, draw)
         return RunPlan.calibrated(promise, limits, train_count=numbers[0], val_count=numbers[1])
 
-    with hospital.alone_in(run) as directory, Ledger(hospital.ledger(run)) as ledger:
+    path = hospital.ledger(run)
+    if hospital.own is not None and not path.exists():
+        log.warning("a new, empty privacy ledger is made: %s (right for a first run only)", path)
+    with hospital.alone_in(run) as directory, Ledger(path) as ledger:
         state = ledger.admit(run, promise, subjects, limits, calibrate)
         yield PrivateRun(run, state.plan, hospital, data, directory, ledger)
 

@@ -124,8 +124,8 @@ class ImageSet:
     def units(self) -> IntArray:
         """Return int64 (N,), numbers 0…U−1 of the privacy units where the unit is the patient.
 
-        All images of a patient are in one unit; patients who share an identical picture are one
-        unit, too. Raises :class:`DataError` unless :attr:`has_patients`: a promise to patients
+        A unit is a patient, whatever pictures patients share: joined by shared pictures, patients
+        would come apart again when one of them goes, and more than one unit would change. Raises :class:`DataError` unless :attr:`has_patients`: a promise to patients
         without knowing whose the pictures are would be false.
         """
         if not self.has_patients:
@@ -136,7 +136,7 @@ class ImageSet:
                 "Name the patient of every picture (a column patient in manifest.csv, or one "
                 "folder a patient inside each class folder), or choose the image as privacy unit.",
             )
-        return self.linked()
+        return link(digest_keys(self.patients))
 
     def subset(self, indices: ArrayLike) -> ImageSet:
         """Return a copy of the images at integer ``indices``, in that order, identities kept.

@@ -175,35 +175,35 @@ class Ledger:
     def _check_total(
         self, run: str, plan: RunPlan, known: RunState | None, data: str, limits: PrivacyLimits
     ) -> None:
-        """BudgetExhausted unless the rest of ``plan`` fits; other runs' expired holds lapse.
-
-        That they lapse is written down: a clock that is set back does not revive them.
-        """
-        now = datetime.now(UTC)
-        fresh = RunState(run, data, plan, 0, 0, False, False, now, {})
+        """BudgetExhausted unless the rest of ``plan`` fits."""
+        fresh = RunState(run, data, plan, 0, 0, False, False, datetime.now(UTC), {})
         rest = (replace(known, dataset=data) if known else fresh).rest()
         self._check_fits(run, data, limits, self._order(limits), rest)
-        for other in self._states(skip=run):
-            if other.unfinished and not (other.closed or other.lapsed or other.holds(limits, now)):
-                lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
-                self.chain.append(lapse)
 
     def _check_fits(
         self, run: str, data: str, limits: PrivacyLimits, order: float, more: list[Use]
     ) -> None:
-        if math.isinf(limits.total_epsilon):
-            return
-        check_members(self.chain)  # an image taken off the list would have a budget anew
-        others = self._uses() + self._held(limits, skip=run)
-        after = self._worst(data, limits, others + more, order)
-        if after.epsilon > limits.total_epsilon:
-            before = self._worst(data, limits, others, order)
-            raise BudgetExhausted(
-                f"with this run the images would come to ε={after.epsilon:.3f} at "
-                f"δ={limits.total_delta:g} ({after.accountant}); this hospital allows "
-                f"{limits.total_epsilon:g} in all, and {before.epsilon:.3f} are spent or held",
-                "ask the coordinator for a smaller epsilon; see `consilium ledger show`",
-            )
+        """BudgetExhausted unless ``more`` fits; where it does, other runs' expired holds lapse.
+
+        That they lapse is written down: a clock that is set back does not revive them.
+        """
+        if math.isfinite(limits.total_epsilon):
+            check_members(self.chain)  # an image taken off the list would have a budget anew
+            others = self._uses() + self._held(limits, skip=run)
+            after = self._worst(data, limits, others + more, order)
+            if not after.epsilon <= limits.total_epsilon:
+                before = self._worst(data, limits, others, order)
+                raise BudgetExhausted(
+                    f"with this run the images would come to ε={after.epsilon:.3f} at "
+                    f"δ={limits.total_delta:g} ({after.accountant}); this hospital allows "
+                    f"{limits.total_epsilon:g} in all, and {before.epsilon:.3f} are spent or held",
+                    "ask the coordinator for a smaller epsilon; see `consilium ledger show`",
+                )
+        now = datetime.now(UTC)
+        for other in self._states(skip=run):
+            if other.unfinished and not (other.closed or other.lapsed or other.holds(limits, now)):
+                lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
+                self.chain.append(lapse)
 
     def reserve_round(self, run: str, round: int, model: str) -> Entry:
         """Reserve the training steps of ``round`` of ``run``, on the model with hash ``model``.
@@ -224,6 +224,7 @@ class Ledger:
         return self._reserve(run, round, model, VALIDATION)
 
     def _reserve(self, run: str, round: int, model: str, mechanism: str) -> Entry | None:
+        self._warm(run, round, model, mechanism)
         with self.chain.transaction():
             mine = self.chain.entries(run=run)
             state = state_of(mine)
@@ -243,10 +244,19 @@ class Ledger:
             if not state.holds(limits, datetime.now(UTC)):
                 self._check_total(run, state.plan, state, state.dataset, limits)
                 self._write_plan(run, state.plan, state.dataset, limits)
-            uses = [reserved_use(e) for e in [*mine, entry] if e.kind == "reserve"]
-            pure = state.plan.count_epsilon
-            cost = cost_of(uses, entry.part, state.plan.promise.delta, pure=pure)
+            cost = _cost_so_far(state, mine, entry)
             return self.chain.append(replace(entry, note=_so_far(cost)))
+
+    def _warm(self, run: str, round: int, model: str, mechanism: str) -> None:
+        """Have the accountants compute, while nobody waits, what the reservation will cost.
+
+        Their results are cached: inside the transaction the same question takes no time.
+        """
+        mine = self.chain.entries(run=run)
+        state = state_of(mine)
+        entry = reservation(state, round, model, mechanism) if state else None
+        if state is not None and entry is not None:
+            _cost_so_far(state, mine, entry)
 
     def settle(self, reserved: Entry) -> None:
         """Note that the reserved result is safely kept; twice notes nothing more."""
@@ -360,6 +370,13 @@ class Ledger:
             delta=limits.total_delta,
             order=order,
         )
+
+
+def _cost_so_far(state: RunState, mine: list[Entry], more: Entry) -> Epsilon:
+    """ε of the run's entries and of one more, for the part of the data that it is about."""
+    uses = [reserved_use(e) for e in [*mine, more] if e.kind == "reserve"]
+    pure = state.plan.count_epsilon
+    return cost_of(uses, more.part, state.plan.promise.delta, pure=pure)
 
 
 def _is_count(entry: Entry, data: str, unit: str) -> bool:

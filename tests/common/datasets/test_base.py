@@ -83,7 +83,7 @@ def test_has_patients_only_if_every_image_has_one() -> None:
     assert image_set(3).patients.shape == (3, 16)
 
 
-def test_units_are_patients_joined_by_identical_pictures() -> None:
+def test_units_are_patients_whatever_pictures_they_share() -> None:
     """Numbers run from 0 without a gap, in order of first appearance."""
     whole = with_patients("x", "y", "x", "z", "y")
     units = whole.units()
@@ -91,7 +91,8 @@ def test_units_are_patients_joined_by_identical_pictures() -> None:
     assert units.tolist() == [0, 1, 0, 2, 1]
     whole.images[3] = whole.images[2]  # z's picture is one of x's, too
     shared = ImageSet(whole.images, whole.labels, patients=whole.patients)
-    assert shared.units().tolist() == [0, 1, 0, 0, 1]
+    assert shared.units().tolist() == [0, 1, 0, 2, 1]
+    assert shared.linked().tolist() == [0, 1, 0, 0, 1]  # a split keeps the copies together
     assert shared.subset([1, 3, 4, 0]).units().tolist() == [0, 1, 0, 2]
 
 

@@ -74,8 +74,9 @@ def test_stored_class_names_and_groups(tmp_path: Path) -> None:
     assert data.train.has_patients
     assert data.train.patients[0].tobytes() == patient_digest("1")
     assert np.array_equal(data.train.patients[-1], data.val.patients[0])
-    # All of the file's images are the same plain colour: one picture, so one unit.
-    assert data.train.units().tolist() == [0] * 12
+    assert data.train.units().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    # All of the file's images are the same plain colour: one picture, so one side of a split.
+    assert data.train.linked().tolist() == [0] * 12
 
 
 def test_a_patient_and_a_picture_are_the_same_in_another_file(tmp_path: Path) -> None:

@@ -46,7 +46,6 @@ def test_after_a_hundred_kills_no_result_has_left_that_is_not_counted(tmp_path: 
         worker.join()
         assert worker.exitcode == -signal.SIGKILL
         _check(folder, met)
-    print(met)
     # The kills fell where it matters, or this test says nothing.
     for where in ("inside a commit", "reserved, not kept", "kept, not settled", "head behind"):
         assert met[where] > 0, met
