@@ -26,6 +26,9 @@ from common.privacy.gaussian import GaussianSum
 from common.privacy.guard import check_model, check_units
 from common.privacy.randomness import SecureRandom
 
+# Images need no gradient, and need none: Opacus hooks the layers' outputs.
+warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+
 _GRADIENT_NUMBERS = 1 << 28
 """Per-image gradients held at once: 1 GiB of float32."""
 

@@ -98,10 +98,10 @@ def test_another_run_is_charged_and_refused_once_the_total_is_reached(
 ) -> None:
     assert isinstance(ask(weights, "run-1"), Report)
     first = spent()
-    answers = [ask(weights, f"run-{i}", epsilon=1.0) for i in range(2, 8)]
+    answers = [ask(weights, f"run-{i}", epsilon=2.0) for i in range(2, 7)]
     taken = [a for a in answers if isinstance(a, Report)]
     refused = [a for a in answers if not isinstance(a, Report)]
-    assert 1 <= len(taken) < len(answers)
+    assert len(taken) < len(answers)
     assert set(refused) == {"privacy-budget"}
     assert first < spent() <= 5.0
 
