@@ -125,8 +125,9 @@ class ImageSet:
         """Return int64 (N,), numbers 0…U−1 of the privacy units where the unit is the patient.
 
         A unit is a patient, whatever pictures patients share: joined by shared pictures, patients
-        would come apart again when one of them goes, and more than one unit would change. Raises :class:`DataError` unless :attr:`has_patients`: a promise to patients
-        without knowing whose the pictures are would be false.
+        would come apart again when one of them goes, and more than one unit would change. Raises
+        :class:`DataError` unless :attr:`has_patients`: a promise to patients without knowing
+        whose the pictures are would be false.
         """
         if not self.has_patients:
             unknown = int((~self.patients.any(axis=1)).sum())
