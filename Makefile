@@ -21,7 +21,7 @@ demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy,
 	$(PY) -m deploy.demo
 
 test: $(STAMP) ## The tests (a few minutes)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
 	$(PY) -m pytest -m slow --timeout 3600

@@ -83,7 +83,11 @@ def other_keys() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("node", other_keys())
+@pytest.mark.parametrize(
+    "node",
+    other_keys(),
+    ids=["p256", "ed25519", "comment", "newline", "short", "empty", "letter"],
+)
 def test_a_node_key_of_another_kind_or_spelling_is_refused(node: str) -> None:
     with pytest.raises(EnrolmentError, match="malformed"):
         Request.parse(changed(ONE, node=node))
