@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord, RecordDict
 from client_app.hospital import Hospital
 from common.errors import ConsiliumError
 from common.messages import Job
-from common.privacy.limits import EXACT
+from common.privacy.limits import EXACT, NOISED
 from common.secagg import RoundBinding
 
 FILE = "egress.tsv"
@@ -198,7 +198,10 @@ def _told(name: str, hospital: Hospital | None, binding: RoundBinding | None) ->
     if hospital is None:
         return how
     c = hospital.config
-    exact = hospital.policy.privacy.metrics == EXACT and name.startswith("val-")
-    if c.privacy == "none" or exact:
+    metrics = hospital.policy.privacy.metrics if c.privacy != "none" else ""
+    exact = metrics == EXACT and binding is not None
+    if name.startswith("val-") and metrics and metrics != NOISED and not exact:
+        return f"{how}; withheld: zero, whatever the images are"
+    if c.privacy == "none" or (exact and name.startswith("val-")):
         return f"{how}; exact, no differential privacy"
     return f"{how}; with noise: ε={c.epsilon:g}, δ={c.delta:g} per {c.privacy_unit}, whole run"

@@ -2,7 +2,7 @@
 
 In simulation Flower gives each node a ``partition-id``: the hospital is that share of the
 run's data set. The node config of a real hospital names its folder (``hospital``), which holds
-pictures, keys, policy and what the coordinator signed (:mod:`common.hospital_file`).
+pictures, keys, policy and what the coordinator signed (:mod:`client_app.hospital_file`).
 
 No torch here: the short stages of secure aggregation must not pay for importing it.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from client_app.hospital_file import HospitalFile, HospitalFolder
 from client_app.policy import HospitalPolicy
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.files import consilium_home
-from common.hospital_file import HospitalFile, HospitalFolder
 from common.partition import hospital_name
 from common.privacy.limits import PrivacyLimits
 from common.simulation import LEDGER, simulated_hospital
@@ -67,8 +67,8 @@ class Hospital:
         if "partition-id" not in node or "num-partitions" not in node:
             raise ConfigError(
                 "this node's config names neither a hospital's folder nor a partition-id",
-                "start it with `consilium hospital start`; in simulation Flower gives the "
-                "partition-id",
+                "set its node config's `hospital` to the folder that `consilium hospital init` "
+                "made; in simulation Flower gives the partition-id",
             )
         partition_id = int(node["partition-id"])
         return cls(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import read_key
-from common.hospital_file import HospitalFolder
 from common.roster import load_roster
 from common.secagg import Identity
 

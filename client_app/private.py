@@ -105,7 +105,6 @@ def admitted(run: str, hospital: Hospital, data: HospitalData) -> Iterator[Priva
     whatever the hospital's limits do not allow; LedgerError for a ledger that is not sound.
     """
     promise, limits = promise_of(hospital.config), hospital.policy.privacy
-
     subjects = data.subjects()
 
     def draw() -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -43,7 +44,7 @@ class _Work:
         spec = _checked_spec(job, hospital, data)
         return cls(job, hospital, data, spec, context, _binding(job, hospital, context, purpose))
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Hash of the model that was sent."""
         return weights_digest(self.job.weights)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from common.config import BY_NAME, KEYS, RunConfig, Value, markdown_table, toml_table
 from common.errors import ConfigError, ConsiliumError
-from deploy.doctor import commands as _doctor  # noqa: F401 (adds `hospital check`)
+from deploy.doctor.commands import check
 from deploy.ledger import commands as ledger
 from deploy.provision.commands import federation, hospital
 
@@ -24,6 +24,7 @@ cli = typer.Typer(
 )
 cli.add_typer(ledger.commands, name="ledger")
 cli.add_typer(federation, name="federation")
+hospital.command("check")(check)
 cli.add_typer(hospital, name="hospital")
 
 

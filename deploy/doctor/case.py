@@ -7,8 +7,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from client_app.hospital_file import HospitalFile, HospitalFolder
 from common.federation_file import FederationFile, read_limited, split_address
-from common.hospital_file import HospitalFile, HospitalFolder
 
 if TYPE_CHECKING:
     from client_app.policy import HospitalPolicy

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConsiliumError
-from common.hospital_file import HospitalFolder
 from deploy.doctor import enrolment, house, machine, pictures, server, state
 from deploy.doctor.case import Case
 from deploy.doctor.result import WORST, Finding, NotChecked, Result

@@ -1,4 +1,4 @@
-"""``consilium hospital check``: importing this module adds the command."""
+"""``consilium hospital check``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Annotated
 
 import typer
 
-from deploy.provision.commands import WIDTH, HospitalDir, hospital
+from deploy.provision.commands import WIDTH, HospitalDir
 
 
-@hospital.command("check")
-def hospital_check(
+def check(
     dir: HospitalDir,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Look for what keeps this hospital from taking part, and say what to do; changes nothing."""
-    from common.hospital_file import HospitalFolder
+    from client_app.hospital_file import HospitalFolder
     from deploy.doctor.checkup import examine
     from deploy.doctor.text import render
 

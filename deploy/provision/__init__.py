@@ -25,5 +25,5 @@ What counts is ``federation.toml``, ``hospitals/*.json`` and ``revoked.json``: e
 one of them in one step, and makes roster, kits and ``*.pub`` from them afterwards. So a crash
 leaves nothing that `consilium federation refresh` (or the same command again) doesn't complete.
 
-The hospital's folder is described in :mod:`common.hospital_file`.
+The hospital's folder is described in :mod:`client_app.hospital_file`.
 """

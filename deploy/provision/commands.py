@@ -19,7 +19,7 @@ import typer
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from common.hospital_file import HospitalFolder
+    from client_app.hospital_file import HospitalFolder
     from deploy.provision.federation import FederationFolder
 
 WIDTH = 100
@@ -235,7 +235,7 @@ def hospital_join(
     fingerprint: Fingerprint = None,
 ) -> None:
     """Install the coordinator's kit, once its key is confirmed by its fingerprint."""
-    from common.hospital_file import HospitalFile
+    from client_app.hospital_file import HospitalFile
     from deploy.provision.hospital import join, pinned
     from deploy.provision.keys import load_identity
     from deploy.provision.kit import Kit, entry_of
@@ -269,7 +269,7 @@ def _federation(dir: Path) -> FederationFolder:
 
 
 def _hospital(dir: Path) -> HospitalFolder:
-    from common.hospital_file import HospitalFolder
+    from client_app.hospital_file import HospitalFolder
 
     return HospitalFolder(dir)
 

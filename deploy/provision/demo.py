@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from client_app.hospital_file import HospitalFolder
 from common.datasets import Dataset, ImageSet, load_npz, make_synthetic
 from common.errors import ConfigError
 from common.files import read_json, write_json
-from common.hospital_file import HospitalFolder
 from common.partition import hospital_name, partition
 from deploy.provision import federation, hospital, members
 from deploy.provision.federation import FederationFolder

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from client_app.hospital_file import HospitalFile, HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import EnrolmentError, FederationFile, read_key, read_limited
 from common.files import atomic_write
-from common.hospital_file import HospitalFile, HospitalFolder
 from common.secagg import Roster, RosterEntry
 from deploy.provision import keys, samples
 from deploy.provision.files import claim, keep_or_make, locked, private_folder, write_if_changed

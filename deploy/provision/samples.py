@@ -45,7 +45,7 @@ def _toml(value: object) -> str:
 
 def hospital_toml(name: str, data: str) -> str:
     """A ``hospital.toml`` for pictures in the folder ``data``; ConfigError for a bad name."""
-    from common.hospital_file import check_document
+    from client_app.hospital_file import check_document
 
     text = f"""\
 # This hospital's node. What is not here comes from the coordinator's kit.

@@ -57,6 +57,21 @@ def test_under_privacy_no_training_loss_leaves_and_nothing_else_is_exact() -> No
     assert all("with noise: ε=6" in v for v in about_data.values())
 
 
+@pytest.mark.parametrize("metrics", ["withheld", "exact"])
+def test_figures_that_are_withheld_are_not_said_to_be_anything_else(metrics: str) -> None:
+    """Exact figures may leave in a secured sum only; in the clear they are withheld, too."""
+    consilium_home().mkdir(parents=True)
+    (consilium_home() / "policy.toml").write_text(
+        'version = 1\n[aggregation]\nsecagg = "optional"\n'
+        f'[privacy]\ntotal-epsilon = inf\ntotal-delta = 1e-3\nmetrics = "{metrics}"\n'
+    )
+    run_in_process({**TINY, "secagg": False}, num_hospitals=2)
+    found = {x["field"]: x["protection"] for x in lines() if x["message"] == "train"}
+    for name in ("val-examples", "val-correct", "val-loss-sum"):
+        assert found[name] == "in the clear; withheld: zero, whatever the images are"
+    assert "with noise" in found["update"]
+
+
 def test_the_figures_that_leave_under_privacy_are_not_the_true_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from client_app import egress
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError, RoundError
 from common.federation_file import read_key
-from common.hospital_file import HospitalFolder
 from common.privacy.ledger import Ledger, data_sets
 from common.simulation import LEDGER
 from deploy.inprocess import InProcessGrid, run_in_process

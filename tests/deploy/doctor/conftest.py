@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.hospital_file import HospitalFolder
+from client_app.hospital_file import HospitalFolder
 from deploy.doctor.checkup import examine
 from deploy.provision.demo import Demo, make
 from deploy.provision.federation import FederationFolder

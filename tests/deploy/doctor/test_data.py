@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.hospital_file import HospitalFolder
+from client_app.hospital_file import HospitalFolder
 from deploy.doctor import house, machine, pictures, state
 from deploy.doctor.case import Case
 from tests.conftest import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from common.hospital_file import HospitalFolder
+from client_app.hospital_file import HospitalFolder
 from deploy.cli import cli
 from deploy.provision import federation, hospital, members
 from deploy.provision.federation import FederationFolder, Settings

@@ -44,7 +44,7 @@ def test_every_command_has_a_help(run: Callable[..., Result]) -> None:
 def test_reading_a_hospitals_files_loads_no_torch(world: World) -> None:
     folder = world.hospital("a")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom common.hospital_file import HospitalFile\n"
+        "import sys\nfrom pathlib import Path\nfrom client_app.hospital_file import HospitalFile\n"
         f"HospitalFile.load(Path({str(folder.file)!r}))\nprint('torch' in sys.modules)"
     )
     answer = subprocess.run(

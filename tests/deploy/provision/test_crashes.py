@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.hospital_file import HospitalFolder
+from client_app.hospital_file import HospitalFolder
 from deploy.provision import federation, hospital
 from deploy.provision.federation import FederationFolder
 from deploy.provision.requests import Request

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from client_app.hospital_file import HospitalFile, HospitalFolder
 from client_app.policy import HospitalPolicy
 from common.datasets import load_folder_as_one, load_npz, make_synthetic
 from common.datasets.identity import digest_keys
 from common.errors import ConfigError, PartitionError
-from common.hospital_file import HospitalFile, HospitalFolder
 from common.roster import load_roster
 from deploy.provision.keys import load_identity
 from tests.deploy.provision.conftest import snapshot

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import EnrolmentError
-from common.hospital_file import HospitalFolder
 from common.roster import load_roster
 from common.secagg import Roster
 from deploy.provision import federation, hospital, members

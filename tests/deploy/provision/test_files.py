@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from client_app.hospital_file import HospitalFile
 from client_app.policy import HospitalPolicy
 from common.datasets import load_folder_as_one
 from common.errors import ConfigError
 from common.federation_file import FederationFile, split_address
-from common.hospital_file import HospitalFile
 from common.secagg import Identity
 from deploy.provision.federation import FederationFolder, Settings
 from deploy.provision.samples import hospital_toml, policy_toml

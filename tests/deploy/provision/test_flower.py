@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from common.hospital_file import HospitalFolder
+from client_app.hospital_file import HospitalFolder
 from deploy.provision import keys
 from deploy.provision.keys import load_node_key
 from tests.deploy.provision.conftest import World

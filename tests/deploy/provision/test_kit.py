@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError, ConsiliumError
 from common.federation_file import EnrolmentError, FederationFile
-from common.hospital_file import HospitalFolder
 from common.secagg import Identity, Roster
 from deploy.provision import certificates, hospital, keys
 from deploy.provision.kit import Kit

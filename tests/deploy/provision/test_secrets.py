@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
-from common.hospital_file import HospitalFolder
 from deploy.provision import federation, hospital, keys
 from deploy.provision.federation import FederationFolder
 from deploy.provision.kit import Kit
