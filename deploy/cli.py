@@ -15,6 +15,8 @@ from common.config import BY_NAME, KEYS, RunConfig, Value, markdown_table, toml_
 from common.errors import ConfigError, ConsiliumError
 from deploy.doctor.commands import check
 from deploy.ledger import commands as ledger
+from deploy.node.commands import health as hospital_health
+from deploy.node.commands import service, start
 from deploy.provision.commands import federation, hospital
 
 cli = typer.Typer(
@@ -24,7 +26,9 @@ cli = typer.Typer(
 )
 cli.add_typer(ledger.commands, name="ledger")
 cli.add_typer(federation, name="federation")
-hospital.command("check")(check)
+for command in (check, start, service):
+    hospital.command(command.__name__)(command)
+hospital.command("health")(hospital_health)
 cli.add_typer(hospital, name="hospital")
 
 

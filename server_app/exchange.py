@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import ConsiliumError
@@ -19,6 +20,13 @@ from common.messages import Refusal
 FIRST_WAIT = 0.02
 LONGEST_WAIT = 0.5
 """Seconds between polls, at first and at most."""
+
+_MEANINGS = {
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "it did not load the app: a node runs only the code that "
+    "it has installed",
+    ErrorCode.NODE_UNAVAILABLE: "the node went away",
+}
+"""Of Flower's errors in a node's place; the others are told by their number."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,8 @@ def _take(
 ) -> None:
     if reply.has_error():
         # The node's own text may quote its paths: only the code is repeated.
-        answers.absent.append(
-            Absence(name, stage, f"its node failed (Flower error {reply.error.code})")
-        )
+        meaning = _MEANINGS.get(reply.error.code, "its node failed")
+        answers.absent.append(Absence(name, stage, f"{meaning} (Flower error {reply.error.code})"))
         return
     try:
         refusal = Refusal.in_record(reply.content)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
@@ -162,6 +163,15 @@ class Supervisor:
                 handler.close()
 
 
+class _PrivateFiles(RotatingFileHandler):
+    """Its files are their owner's only, the rotated ones too."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        os.fchmod(stream.fileno(), 0o600)
+        return stream
+
+
 def _kill_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left in it
         os.killpg(group, number)
@@ -170,8 +180,7 @@ def _kill_group(group: int, number: int) -> None:
 def _logger(name: str, folder: Path) -> logging.Logger:
     logger = logging.Logger(f"consilium.{name}")  # not of the tree: it has this one handler
     path = folder / f"{name}.log"
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
-    path.chmod(0o600)
+    handler = _PrivateFiles(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     return logger

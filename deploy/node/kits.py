@@ -1,0 +1,88 @@
+"""Newer kits, fetched from the server: the same checks as ``consilium hospital join``.
+
+When a hospital joins or leaves, the others need the new roster. The server hands each hospital its
+own kit if it signs the request with its identity. A kit is believed by the coordinator's signature
+alone, and never an older one than what is installed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import ssl
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from client_app.hospital_file import HospitalFile, HospitalFolder
+from common.errors import ConsiliumError
+from common.federation_file import LIMIT, read_key
+from common.secagg import Roster
+from deploy.provision import hospital, keys
+from deploy.provision.kit import SIGNED, Kit
+from deploy.runtime.kit_request import PATH, headers_for
+
+TIMEOUT = 20.0
+
+
+def update(folder: HospitalFolder, address: str) -> list[str]:
+    """Install the newest kit if it is another than the installed one; lines that say what changed.
+
+    ConsiliumError where the server refuses, or its kit cannot be believed; nothing is changed then.
+    """
+    told = folder.load_federation()
+    now = datetime.now(UTC)
+    file, identity = HospitalFile.load(folder.file), keys.load_identity(folder.identity_key)
+    headers = headers_for(told.description.name, file.name, identity, now)
+    headers["if-none-match"] = f'"{hashlib.sha256(folder.federation.read_bytes()).hexdigest()}"'
+    context = ssl.create_default_context(cafile=str(folder.authority))
+    # Straight to the server, as the node: no proxy of the environment.
+    with httpx.Client(verify=context, timeout=TIMEOUT, trust_env=False) as client:
+        try:
+            answer = client.get(f"https://{address}{PATH}", headers=headers)
+        except httpx.HTTPError:
+            return []  # nobody there: the node's own log says so
+    if answer.status_code == 304 or answer.status_code >= 500:
+        return []
+    if answer.status_code != 200:
+        raise ConsiliumError(
+            f"the server gives this hospital no kit (HTTP {answer.status_code})",
+            "ask the coordinator whether the hospital is admitted; check this machine's clock",
+        )
+    members = _names(folder)
+    with tempfile.TemporaryDirectory() as place:
+        _unpack(answer.content, Path(place))
+        kit = Kit.read(Path(place))
+        hospital.join(folder, kit, kit.coordinator, now)
+    lines = [f"kit: {name} has joined" for name in sorted(_names(folder) - members)]
+    lines += [f"kit: {name} has left" for name in sorted(members - _names(folder))]
+    after = folder.load_federation().description
+    if after != told.description:
+        lines.append(f"kit: the federation's description has changed, see {folder.federation}")
+        if after.address != told.description.address:
+            lines.append(f"kit: restart the node: its server moves to {after.address}")
+    return lines or ["kit: a newer one is installed"]
+
+
+def _names(folder: HospitalFolder) -> set[str]:
+    roster = Roster.load(folder.roster.read_bytes(), read_key(folder.coordinator))
+    return {entry.name for entry in roster.entries}
+
+
+def _unpack(content: bytes, place: Path) -> None:
+    """The four files of an answer, and no other, into ``place``."""
+    bad = ConsiliumError(
+        "the server's kit is malformed", "tell the coordinator; the installed kit stays"
+    )
+    if len(content) > 8 * LIMIT:
+        raise bad
+    try:
+        files = json.loads(content)["files"]
+        for name in SIGNED:
+            data = base64.b64decode(files[name], validate=True)
+            (place / name).write_bytes(data)
+    except (ValueError, KeyError, TypeError):
+        raise bad from None
