@@ -18,6 +18,8 @@ from deploy.ledger import commands as ledger
 from deploy.node.commands import health as hospital_health
 from deploy.node.commands import service, start
 from deploy.provision.commands import federation, hospital
+from deploy.server.commands import health as federation_health
+from deploy.server.commands import run, serve
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -26,10 +28,14 @@ cli = typer.Typer(
 )
 cli.add_typer(ledger.commands, name="ledger")
 cli.add_typer(federation, name="federation")
-for command in (check, start, service):
-    hospital.command(command.__name__)(command)
+federation.command("serve")(serve)
+federation.command("health")(federation_health)
+hospital.command("check")(check)
+hospital.command("start")(start)
 hospital.command("health")(hospital_health)
+hospital.command("service")(service)
 cli.add_typer(hospital, name="hospital")
+cli.command("run")(run)
 
 
 def main() -> None:

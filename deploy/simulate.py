@@ -8,9 +8,7 @@ environment of the first. Here each simulation starts its own on loopback, with 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,29 +21,17 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-import deploy
-from common.config import BY_NAME, Value
-from common.errors import ConfigError, ConsiliumError
+from common.config import Value
+from common.errors import ConsiliumError
 from common.files import consilium_home, read_json
+from deploy.runtime.flower import command
+from deploy.runtime.flower import environment as flower_environment
+from deploy.server import launch
+from deploy.server.control import Control
 from server_app.run_store import new_run_id, runs_directory
 
-APP = Path(deploy.__file__).resolve().parent.parent
 START_TIMEOUT = 60.0
-SWITCHES = {
-    # Nothing is fetched, nothing is told to anyone, while a run goes on.
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-    # A hospital's thread count is the run's `threads`, not what a library finds.
-    "OMP_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
-}
-_NOISE = re.compile(
-    r"^(\d\d/\d\d/\d{4} [\d:]+:)?(\x1b\[\d+m)?(INFO|DEBUG|WARNING)|^\(ClientAppActor|^\(raylet"
-    r"|Successfully (started|installed)|FutureWarning|UserWarning|warnings\.warn|loss\.backward"
-)
+CONNECTION = "simulation"
 
 
 def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = False) -> int:
@@ -53,30 +39,31 @@ def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = Fal
 
     ``values``: checked run-config keys over their defaults. Progress goes to stdout as it comes.
     """
-    if not (APP / "pyproject.toml").exists():
-        raise ConfigError(
-            "the Flower app's pyproject.toml is not beside the installed packages",
-            "work in a clone of the repository, installed with `pip install -e .`",
-        )
+    launch.check_app()
     # Told to stop, take everything down again first: an exit runs the clean-up, a signal does not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     run = str(values.get("resume") or "") or new_run_id()
     home = runs_directory() / run
     flower_home = consilium_home() / "flower" / run
-    environment = {**os.environ, **SWITCHES, "FLWR_HOME": str(flower_home), "CONSILIUM_RUN": run}
+    environment = flower_environment(flower_home) | {
+        "CONSILIUM_RUN": run, "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
     with _superlink(flower_home, environment) as address:
         flower_home.joinpath("config.toml").write_text(
-            f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\n'
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
             f'address = "{address}"\ninsecure = true\n'
         )
-        run_id = _flwr_run(hospitals, values, environment, verbose)
-        status = _status(run_id, environment)
-    if status == "finished:completed":
+        federation = f"num-supernodes={hospitals} client-resources-num-cpus=1"
+        options = ["--federation-config", federation]
+        started = launch.start(CONNECTION, values, environment, options)
+        lines = launch.Lines(verbose=verbose)
+        status = launch.follow(lambda: Control(address, None), started, lines, patience=30.0)
+    if status.text == "finished:completed":
         return 0
     summary = home / "summary.json"
     reason = read_json(summary).get("reason") if summary.exists() else None
     Console(stderr=True).print(
-        f"[red]The run failed ({status}).[/red] {reason or 'Its log above says why.'}",
+        f"[red]The run failed ({status.text}).[/red] {reason or 'Its log above says why.'}",
         highlight=False,
     )
     return 1
@@ -91,11 +78,11 @@ def _superlink(flower_home: Path, environment: Mapping[str, str]) -> Iterator[st
     with log.open("ab") as out:
         process = subprocess.Popen(
             [
-                str(Path(sys.executable).parent / "flower-superlink"),
+                command("flower-superlink"),
                 "--insecure", "--simulation", "--isolation", "subprocess",
                 "--host", "127.0.0.1", "--port", str(port),
             ],
-            env={**environment, "PATH": _path(environment)},
+            env=dict(environment),
             stdout=out,
             stderr=out,
             start_new_session=True,  # its children go with it: one group, one end
@@ -157,60 +144,6 @@ def _end_leftovers(run: str) -> None:
                 os.kill(int(entry.parent.name), signal.SIGKILL)
         except (OSError, ValueError):
             continue  # ended meanwhile, or somebody else's
-
-
-def _flwr_run(
-    hospitals: int, values: Mapping[str, Value], environment: Mapping[str, str], verbose: bool
-) -> str:
-    """Start the run and stream its log; returns Flower's id of it."""
-    command = [_flwr(), "run", str(APP), "--stream"]
-    federation = f"num-supernodes={hospitals} client-resources-num-cpus=1"
-    command += ["--federation-config", federation]
-    for name, value in values.items():
-        command += ["--run-config", f"{name}={BY_NAME[name].as_toml(value)}"]
-    run_id, started = "", False
-    with subprocess.Popen(
-        command, env={**environment, "PATH": _path(environment)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            found = re.search(r"Successfully started run (\d+)", line)
-            run_id = found.group(1) if found else run_id
-            # Flower's own lines are left out from here on, but never an error.
-            started = started or bool(run_id)
-            if verbose or not started or not _NOISE.search(line):
-                print(line, end="", flush=True)
-    if not run_id:
-        raise ConsiliumError("`flwr run` did not start the run", "read what it printed above")
-    return run_id
-
-
-def _status(run_id: str, environment: Mapping[str, str]) -> str:
-    """Flower's status of a run, such as ``finished:completed``; waits until it has ended."""
-    for _ in range(60):
-        answer = subprocess.run(
-            [_flwr(), "ls", "--run-id", run_id, "--format", "json"],
-            env={**environment, "PATH": _path(environment)}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        try:
-            status = str(json.loads(answer.stdout)["runs"][0]["status"])
-        except (ValueError, KeyError, IndexError):
-            status = "unknown"
-        if status.startswith("finished"):
-            return status
-        time.sleep(0.5)
-    return status
-
-
-def _flwr() -> str:
-    return str(Path(sys.executable).parent / "flwr")
-
-
-def _path(environment: Mapping[str, str]) -> str:
-    """PATH with this environment's commands first: Flower finds its helpers there."""
-    return f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
 
 
 def _free_port() -> int:

@@ -25,7 +25,11 @@ from deploy.runtime.flower import die_with_parent, prompt_objects
 
 log = logging.getLogger("consilium.apps")
 
-PRELOADED = ("client_app.work", "client_app.private", "client_app.secagg", "client_app.egress")
+PRELOADED = (
+    "client_app.work", "client_app.private", "client_app.secagg", "client_app.egress",
+    "common.datasets", "PIL.Image", "cryptography.hazmat.backends.openssl", "encodings.cp437",
+    "_strptime",
+)  # fmt: skip
 """Imported once, before the forks: with torch and Opacus they take seconds."""
 
 
@@ -69,7 +73,11 @@ def main(arguments: list[str]) -> None:
     own = installed()
     for module in PRELOADED:
         importlib.import_module(module)
+    from PIL import Image
+
     from client_app.app import app
+
+    Image.init()  # Pillow's readers of all formats
 
     prompt_objects()
     runtime = Runtime(address, state.secret, certificates=None)

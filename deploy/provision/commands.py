@@ -95,7 +95,7 @@ def federation_renew(dir: FederationDir, days: CertificateDays = 825) -> None:
     certificate = load_certificate(folder.server)
     ends = certificate.not_valid_after_utc.date()
     typer.echo(f"{folder.server} is for {', '.join(hosts_of(certificate))}, until {ends}")
-    typer.echo("restart the server; hospitals need nothing new")
+    typer.echo("a running server takes it within seconds; hospitals need nothing new")
 
 
 @federation.command("admit")
@@ -124,6 +124,7 @@ def federation_admit(
     with _disk():
         changed = admit(folder, asked, _now(), days)
     typer.echo(f"{asked.name} is admitted: send it {folder.kits / asked.name}")
+    typer.echo("a server that runs lets its node connect within seconds")
     _tell_kits(folder, [name for name in changed if name != asked.name])
 
 
@@ -139,7 +140,7 @@ def federation_revoke(
     folder = _federation(dir)
     with _disk():
         changed = revoke(folder, name, _now(), reason)
-    typer.echo(f"{name} is revoked; unregister its node from a running server, too")
+    typer.echo(f"{name} is revoked: a server that runs cuts its node off within seconds")
     _tell_kits(folder, changed)
 
 
@@ -328,4 +329,4 @@ def _tell_coordinator(folder: FederationFolder) -> None:
 def _tell_kits(folder: FederationFolder, changed: list[str]) -> None:
     if changed:
         typer.echo(f"the roster has changed: send the new kits to {', '.join(changed)} as well")
-        typer.echo(f"(in {folder.kits})")
+        typer.echo(f"(in {folder.kits}; a node that is connected fetches its own within minutes)")

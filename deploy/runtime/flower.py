@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +37,7 @@ OBJECT_BACKOFF = 0.05
 SHARE, LEAST_WAIT, LONGEST_WAIT = 0.05, 0.05, 3.0
 """Part of the time without work after which is looked again; its bounds in seconds."""
 
+_LOOPBACK = "localhost,127.0.0.1,::1"
 _IDLE = 3
 """What ``start_client_internal`` gives to ``time.sleep`` when there was no message."""
 
@@ -47,7 +48,16 @@ def environment(flower_home: Path, base: Mapping[str, str] | None = None) -> dic
     found = {**(os.environ if base is None else base), **SWITCHES, "FLWR_HOME": str(flower_home)}
     # This environment's commands first: Flower finds its helpers there.
     found["PATH"] = f"{commands}{os.pathsep}{found.get('PATH', '')}"
+    loopback_directly(found)
     return found
+
+
+def loopback_directly(environment: MutableMapping[str, str]) -> None:
+    """Let nothing on this machine be asked for through a proxy, whatever proxy is set."""
+    for name in ("NO_PROXY", "no_proxy"):
+        said = environment.get(name, "")
+        if "127.0.0.1" not in said.split(","):
+            environment[name] = f"{said},{_LOOPBACK}" if said else _LOOPBACK
 
 
 def command(name: str) -> str:
