@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3.11
 
-.PHONY: demo test test-slow check format clean help
+.PHONY: demo test test-slow test-deployment test-containers check format clean help
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -24,7 +24,10 @@ test: $(STAMP) ## The tests (a few minutes)
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
-	$(PY) -m pytest -m slow --timeout 3600
+	$(PY) -m pytest -m "slow and not deployment and not containers" --timeout 3600
+
+test-deployment: $(STAMP) ## Server and hospitals in processes of their own, over TLS, killed with -9
+	$(PY) -m pytest tests/deployment -m deployment
 
 check: $(STAMP) ## ruff and strict mypy
 	$(VENV)/bin/ruff check .

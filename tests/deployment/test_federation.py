@@ -35,7 +35,7 @@ def test_five_hospitals_train_privately_and_securely_over_tls(new_house: Make) -
         folder = house.hospital(name)
         house.call("ledger", "verify", "--home", str(folder.root))
         with (folder.root / "egress.tsv").open() as file:
-            stages = {row["stage"] for row in csv.DictReader(file, delimiter="\t")}
+            stages = {row["message"] for row in csv.DictReader(file, delimiter="\t")}
         assert {"greet", "train", "masked", "unmask"} <= stages
         house.call("hospital", "health", str(folder.root))
         assert "UNAUTHENTICATED" not in house.said(name)
