@@ -21,7 +21,7 @@ from client_app.hospital_file import HospitalFolder
 from deploy.node.code import CodeError, check, installed
 from deploy.node.state import NodeState
 from deploy.runtime.executor import HOSPITAL, Executor, Runtime
-from deploy.runtime.flower import die_with_parent, prompt_objects
+from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retries
 
 log = logging.getLogger("consilium.apps")
 
@@ -80,6 +80,7 @@ def main(arguments: list[str]) -> None:
     Image.init()  # Pillow's readers of all formats
 
     prompt_objects()
+    prompt_retries()
     runtime = Runtime(address, state.secret, certificates=None)
     log.info("ready: %d files of installed code", len(own))
     work = lambda source, token: run_installed(own, app, source, token)  # noqa: E731

@@ -15,7 +15,7 @@ from client_app.hospital_file import HospitalFolder
 from common.errors import ConsiliumError
 from deploy.node.state import NodeState
 from deploy.provision.keys import load_node_key
-from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_supernode
+from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retries, prompt_supernode
 
 
 def sign_off(folder: HospitalFolder, address: str, node_id: int) -> None:
@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> None:
         print(error, flush=True)
         sys.exit(1)
     prompt_objects()
+    prompt_retries()
     prompt_supernode()
     keep_track(state)
 

@@ -1,7 +1,8 @@
 """Flower 1.41 as our processes use it: its environment, and three waits made shorter.
 
 Flower has no setting for these waits (docs/flower.md, §5): a SuperNode that has nothing to do
-sleeps 3 s, an object that is not there yet is asked for again after 1 s. Here they follow the time
+sleeps 3 s, an object that is not there yet is asked for again after 1 s, a server that is away
+after up to 20 s. Here they follow the time
 that there was nothing: a process that has waited for *t* seconds looks again after a twentieth of
 *t*. So an answer comes at most 5 % later than it could, and an idle hospital does not
 busy the server. tests/deploy/runtime hold every name that is replaced here.
@@ -33,6 +34,9 @@ SWITCHES = {
 
 OBJECT_BACKOFF = 0.05
 """Seconds until an object that was not there is asked for again; Flower doubles it each time."""
+
+RETRY_PAUSE = 5
+"""Most seconds between two attempts to reach a server that does not answer."""
 
 SHARE, LEAST_WAIT, LONGEST_WAIT = 0.05, 0.05, 3.0
 """Part of the time without work after which is looked again; its bounds in seconds."""
@@ -94,6 +98,15 @@ def prompt_objects() -> None:
         if not defaults or "initial_backoff" not in defaults:
             raise RuntimeError(f"Flower's {function.__name__} has no initial_backoff any more")
         defaults["initial_backoff"] = OBJECT_BACKOFF
+
+
+def prompt_retries() -> None:
+    """Try again after 5 s at most while a server is away: Flower's pauses grow to 20 s."""
+    from flwr.supercore.retry import http_retry
+
+    if not hasattr(http_retry, "MAX_RETRY_DELAY"):
+        raise RuntimeError("Flower's http_retry has no MAX_RETRY_DELAY any more")
+    vars(http_retry)["MAX_RETRY_DELAY"] = RETRY_PAUSE
 
 
 def prompt_supernode() -> None:

@@ -17,7 +17,7 @@ from flwr.superlink.grid import http_grid
 from flwr.superlink.runtime.run_serverapp import run_serverapp
 
 from deploy.runtime.executor import SERVER, Executor, Runtime
-from deploy.runtime.flower import die_with_parent, prompt_objects
+from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retries
 from deploy.server.push import forgive_lost_answers
 
 AT_ONCE = 4
@@ -29,6 +29,7 @@ def work(runtime: Runtime, token: str) -> None:
     lines: Queue[str | None] = Queue()
     mirror_output_to_queue(lines)
     prompt_objects()
+    prompt_retries()
     forgive_lost_answers(http_grid)
     # Libraries of the app give the root logger a handler: no line twice.
     logging.getLogger(LOGGER_NAME).propagate = False

@@ -9,11 +9,19 @@ import pytest
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.supercore.retry import http_retry
 from flwr.supernode import start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.runtime import run_clientapp
 
-from deploy.runtime.flower import OBJECT_BACKOFF, Patience, prompt_objects, prompt_supernode
+from deploy.runtime.flower import (
+    OBJECT_BACKOFF,
+    RETRY_PAUSE,
+    Patience,
+    prompt_objects,
+    prompt_retries,
+    prompt_supernode,
+)
 
 
 @pytest.fixture
@@ -69,6 +77,15 @@ def test_a_supernode_looks_again_soon_after_a_message_and_seldom_when_idle(
     assert slept[0] == slept[3] == 0.05
     assert slept[1] == pytest.approx(1.0, abs=0.01)
     assert slept[2] == 3.0
+
+
+def test_a_server_that_is_away_is_asked_again_within_seconds(
+    untouched: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", http_retry.MAX_RETRY_DELAY)
+    prompt_retries()
+    pauses = http_retry.make_simple_http_retry_invoker().wait_gen_factory()
+    assert max(next(pauses) for _ in range(12)) == RETRY_PAUSE
 
 
 def test_patience_costs_a_twentieth_of_the_time_waited() -> None:
