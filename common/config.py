@@ -130,6 +130,7 @@ class RunConfig:
     rounds: int
     fraction: float
     quorum: float
+    connect_timeout: float
     round_timeout: float
     local_epochs: int
     batch_size: int
@@ -245,6 +246,8 @@ KEYS: tuple[Key, ...] = (
         meaning="share of the hospitals asked in each round"),
     Key(name="quorum", default=0.8, low=0.0, low_open=True, high=1.0,
         meaning="share of the hospitals asked that must contribute, else the round fails"),
+    Key(name="connect-timeout", default=600.0, low=0.0, low_open=True, high=604_800.0,
+        meaning="seconds that hospitals have to connect before the first round"),
     Key(name="round-timeout", default=3600.0, low=0.0, low_open=True, high=604_800.0,
         meaning="seconds that hospitals have to train in a round"),
     Key(name="local-epochs", default=1, low=1, high=1000,

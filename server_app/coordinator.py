@@ -26,9 +26,6 @@ from server_app.report import write_report
 from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
 
-CONNECT_TIMEOUT = 600.0
-"""Seconds that simulated hospitals have to appear: the first process is slow to start."""
-
 
 @dataclass
 class Coordinator:
@@ -91,7 +88,9 @@ class Coordinator:
         least = all_of_them
         if self.config.dataset == "hospitals":
             least = max(1, math.ceil(self.config.quorum * all_of_them - 1e-9))
-        there = self.directory.wait_for(all_of_them, timeout=CONNECT_TIMEOUT, least=least)
+        there = self.directory.wait_for(
+            all_of_them, timeout=self.config.connect_timeout, least=least, say=self.progress.say
+        )
         if there < all_of_them:
             self.progress.say(f"{there} of {all_of_them} hospitals are there: beginning with them")
         self.fedavg.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from flwr.app import RecordDict
@@ -13,6 +13,9 @@ from flwr.serverapp import Grid
 from common.errors import ConsiliumError, RoundError
 from common.messages import Greeting
 from server_app.exchange import Absence, ask
+
+LONGEST_PAUSE = 15.0
+"""Most seconds between two looks for hospitals that are waited for."""
 
 
 class Directory:
@@ -55,18 +58,32 @@ class Directory:
         return absent
 
     def wait_for(
-        self, hospitals: int, *, timeout: float, least: int | None = None, pause: float = 1.0
+        self,
+        hospitals: int,
+        *,
+        timeout: float,
+        least: int | None = None,
+        pause: float = 1.0,
+        say: Callable[[str], None] = lambda line: None,
     ) -> int:
         """Refresh until ``hospitals`` are there, or ``least`` at the end; returns how many are.
 
-        RoundError says how many were, and who was not.
+        ``pause``: seconds between two looks, longer while nothing changes. ``say`` is told whom
+        it is waited for whenever that changes. RoundError says how many were, and who was not.
         """
         least = hospitals if least is None else least
         deadline = time.monotonic() + timeout
+        told: object = None
         while True:
             absent = self.refresh()
             if len(self._names) >= hospitals:
                 return len(self._names)
+            # Without a refusal's id, which is another one each time.
+            reasons = {(a.hospital, a.reason.partition(" (id ")[0]) for a in absent}
+            state = (set(self._names.values()), reasons)
+            if state != told:
+                wait, told = pause, state
+                self._tell(hospitals, absent, say)
             if time.monotonic() >= deadline:
                 if len(self._names) >= least:
                     return len(self._names)
@@ -77,7 +94,15 @@ class Directory:
                     f"{len(self._names)} hospitals are there, {least} are needed ({who})",
                     "start the missing hospitals' nodes and read their logs",
                 )
-            time.sleep(pause)
+            time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+            wait = min(wait * 1.2, LONGEST_PAUSE)
+
+    def _tell(self, hospitals: int, absent: Sequence[Absence], say: Callable[[str], None]) -> None:
+        missing = sorted(self._known - set(self._names.values()))
+        whom = f" ({', '.join(missing)} not yet)" if missing else ""
+        say(f"{len(self._names)} of {hospitals} hospitals are there{whom}")
+        for one in absent:
+            say(f"! {one.hospital}: {one.reason}")
 
     @property
     def names(self) -> list[str]:

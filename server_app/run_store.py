@@ -29,7 +29,9 @@ from common.messages import check_run_id
 PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
 
 # What may differ between a run and the run that resumes it: when to stop and how long to wait.
-MAY_CHANGE_ON_RESUME = frozenset({"resume", "rounds", "round-timeout", "quorum", "threads"})
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads"}
+)
 
 
 def runs_directory() -> Path:

@@ -126,8 +126,8 @@ def test_a_run_on_another_app_than_the_installed_one_trains_nowhere(
     house.open_all()
     until(lambda: all(map(house.is_connected, house.names)), "all")
     house.directory = modified  # the coordinator's copy, not the hospitals'
-    run = house.run(rounds=2, **SMALL)
-    assert run.wait(900) == 1, house.said("run")
+    run = house.run(rounds=2, connect_timeout=20, **SMALL)
+    assert run.wait(300) == 1, house.said("run")
     assert "it did not load the app" in house.said("run")
     for name in house.names:
         assert "client_app/work.py" in house.said(name)

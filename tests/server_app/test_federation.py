@@ -287,8 +287,11 @@ def test_hospitals_that_do_not_come_are_counted() -> None:
     from server_app.directory import Directory
 
     grid = InProcessGrid(app, 2, TINY)
+    said: list[str] = []
+    directory = Directory(grid, members=["hospital-00", "hospital-01", "st-mary"])
     with pytest.raises(RoundError, match="2 hospitals are there, 3 are needed"):
-        Directory(grid).wait_for(3, timeout=0.1, pause=0.05)
+        directory.wait_for(3, timeout=0.3, pause=0.05, say=said.append)
+    assert said == ["2 of 3 hospitals are there (st-mary not yet)"]  # once, not at each look
 
 
 @pytest.mark.parametrize(

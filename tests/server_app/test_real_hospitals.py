@@ -90,9 +90,8 @@ def test_hospitals_train_on_their_own_pictures_under_the_policies_that_enrolment
 
 @pytest.mark.parametrize("wrong", ["order", "size", "pooled"])
 def test_a_run_on_anything_but_what_was_agreed_is_refused_before_training(
-    federation: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+    federation: Path, wrong: str
 ) -> None:
-    monkeypatch.setattr("server_app.coordinator.CONNECT_TIMEOUT", 0.1)
     names = config(federation)["classes"].split(",")
     changes: dict[str, dict[str, Any]] = {
         "order": {"classes": ",".join(reversed(names))},
@@ -100,16 +99,15 @@ def test_a_run_on_anything_but_what_was_agreed_is_refused_before_training(
         "pooled": {"dataset": "synthetic", "classes": "", "synthetic_size": 400},
     }
     with pytest.raises(RoundError, match="0 hospitals are there"):
-        run(federation, **changes[wrong])
+        run(federation, connect_timeout=0.1, **changes[wrong])
 
 
 def test_a_hospital_that_is_away_is_missed_by_name_and_the_quorum_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     federation = made(tmp_path)
-    monkeypatch.setattr("server_app.coordinator.CONNECT_TIMEOUT", 0.5)
     nodes = {i: {"hospital": str(federation / f"hospital-{i:02d}")} for i in range(N - 1)}
-    run_in_process(config(federation), num_hospitals=N - 1, node_configs=nodes)
+    run_in_process(config(federation, connect_timeout=0.5), num_hospitals=N - 1, node_configs=nodes)
     record = newest("metrics.jsonl")[1]
     assert record["status"] == "ok"
     assert [d["hospital"] for d in record["dropped"]] == ["hospital-04"]
