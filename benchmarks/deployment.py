@@ -59,7 +59,7 @@ def make_federation(root: Path, hospitals: int, data: Path | None, port: int) ->
     """A demonstration federation for a server on loopback; the hospitals' folders."""
     arguments = ["federation", "demo", str(root), "--hospitals", str(hospitals)]
     arguments += ["--address", f"localhost:{port}"]
-    arguments += ["--data", str(data)] if data else ["--images", "2000"]
+    arguments += ["--data", str(data)] if data else ["--images", "700"]
     subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments], check=True, capture_output=True
     )
