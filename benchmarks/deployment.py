@@ -37,7 +37,7 @@ from common.federation_file import read_key
 from common.files import read_json, write_json
 from deploy.provision.federation import FederationFolder
 from deploy.runtime.flower import SWITCHES, command
-from deploy.simulate import APP
+from deploy.server.launch import APP
 
 RESULTS = Path(__file__).parent / "results" / "deployment.json"
 STAGES = ("share", "masked", "consistency", "unmask")
