@@ -29,6 +29,11 @@ test-slow: $(STAMP) ## The long ones: real images for minutes
 test-deployment: $(STAMP) ## Server and hospitals in processes of their own, over TLS, killed with -9
 	$(PY) -m pytest tests/deployment -m deployment
 
+test-containers: $(STAMP) ## The same in containers (as root; needs docker.io, docker-compose, debootstrap)
+	tests/containers/engine.sh start
+	tests/containers/engine.sh image
+	$(PY) -m pytest tests/containers -m containers
+
 check: $(STAMP) ## ruff and strict mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

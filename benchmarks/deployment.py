@@ -17,7 +17,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from common.federation_file import read_key
 from common.files import read_json, write_json
 from deploy.provision.federation import FederationFolder
 from deploy.runtime.flower import SWITCHES, command
+from deploy.runtime.ports import free_port
 from deploy.server.launch import APP
 
 RESULTS = Path(__file__).parent / "results" / "deployment.json"
@@ -46,13 +46,6 @@ SETTINGS = {
     "model-width": "0.25", "privacy": "local", "epsilon": "8.0", "secagg": "true", "quorum": "1.0",
 }  # fmt: skip
 PATIENCE = 120.0
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def make_federation(root: Path, hospitals: int, data: Path | None, port: int) -> list[Path]:

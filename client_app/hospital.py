@@ -131,7 +131,8 @@ class Hospital:
         once. The operating system frees the lock of a process that dies.
         """
         directory = self.run_directory(run)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # its own mode, too
+        directory.mkdir(exist_ok=True, mode=0o700)
         with (directory / "lock").open("w") as file:
             (directory / "lock").chmod(0o600)
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from common.errors import ConsiliumError
 from common.files import consilium_home, read_json
 from deploy.runtime.flower import command
 from deploy.runtime.flower import environment as flower_environment
+from deploy.runtime.ports import free_port
 from deploy.server import launch
 from deploy.server.control import Control
 from server_app.run_store import new_run_id, runs_directory
@@ -73,7 +73,7 @@ def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = Fal
 def _superlink(flower_home: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """A SuperLink in simulation mode on a free loopback port; yields its address."""
     flower_home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     log = flower_home / "superlink.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -137,16 +137,21 @@ def _end_leftovers(run: str) -> None:
             pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             break
-    mark = f"CONSILIUM_RUN={run}".encode()
+    # Ray's renamed processes write over the head of what /proc shows: any trace of the id counts.
+    mark, deadline = run.encode(), time.monotonic() + 10.0
+    # Some are just starting others: look again until nobody is left.
+    while _kill_all_with(mark, spared) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _kill_all_with(mark: bytes, spared: set[int]) -> bool:
+    """SIGKILL to the processes with ``mark`` in their environment; whether there were any."""
+    found = False
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if mark in entry.read_bytes().split(b"\0") and int(entry.parent.name) not in spared:
+            if mark in entry.read_bytes() and int(entry.parent.name) not in spared:
                 os.kill(int(entry.parent.name), signal.SIGKILL)
+                found = True
         except (OSError, ValueError):
             continue  # ended meanwhile, or somebody else's
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    return found

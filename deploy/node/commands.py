@@ -39,9 +39,10 @@ def start(
 def health(dir: HospitalDir) -> None:
     """Exit 0 if the running node has heard of the server within 90 s, else 1."""
     from client_app.hospital_file import HospitalFolder
-    from deploy.node.launch import health as look
+    from deploy.node.state import NodeState
 
-    typer.echo(f"the server answered {look(HospitalFolder(dir.absolute())):.0f} s ago")
+    silent = NodeState.of(HospitalFolder(dir.absolute())).health()
+    typer.echo(f"the server answered {silent:.0f} s ago")
 
 
 def service(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,8 +11,9 @@ from client_app.hospital_file import HospitalFile, HospitalFolder
 from common.errors import ConfigError, ConsiliumError
 from deploy.doctor.checkup import CHECKS, examine
 from deploy.node import kits
-from deploy.node.state import SILENCE, NodeState
+from deploy.node.state import NodeState
 from deploy.runtime.flower import environment
+from deploy.runtime.ports import free_port
 from deploy.runtime.supervisor import Service, Supervisor
 
 REMOTE = {"server address", "server TLS", "server certificate", "server health", "clock", "proxy"}
@@ -47,6 +48,7 @@ def start(folder: HospitalFolder, server: str, say: Callable[[str], None]) -> No
     ``server``: ``HOST:PORT``, or "" for what hospital.toml and the kit say. ConfigError if the
     house is not in order or the node runs already.
     """
+    os.umask(0o077)  # whatever a process of the node writes is its owner's
     state = NodeState.of(folder)
     for warning in preflight(folder):
         say(f"! {warning}")
@@ -54,7 +56,7 @@ def start(folder: HospitalFolder, server: str, say: Callable[[str], None]) -> No
         state.make_secret()
         file = HospitalFile.load(folder.file)
         address = server or file.address or folder.load_federation().description.address
-        runtime = f"127.0.0.1:{_free_port()}"
+        runtime = f"127.0.0.1:{free_port()}"
         root, surroundings = str(folder.root.absolute()), environment(state.flower_home)
         node = Service(
             "node",
@@ -99,18 +101,6 @@ def _keep_kit(
         over.wait(KIT_PERIOD)
 
 
-def health(folder: HospitalFolder) -> float:
-    """Seconds since the server's last answer; ConsiliumError if that is too long ago."""
-    silent = NodeState.of(folder).silent_for()
-    if silent is None or silent > SILENCE:
-        how = "at all since the start" if silent is None else f"for {silent:.0f} s"
-        raise ConsiliumError(
-            f"the node has not heard of the server {how}",
-            f"read {folder.root / 'logs' / 'node.log'}, or run `consilium hospital check`",
-        )
-    return silent
-
-
 _MEANINGS = (
     ("[code: 2004]", "the server does not take this node: it was revoked or never admitted, or "
      "another process uses its key. Ask the coordinator; it is tried again"),
@@ -125,9 +115,3 @@ _MEANINGS = (
 def explain(line: str) -> str | None:
     """What one of Flower's lines means to a hospital, where that is known."""
     return next((meaning for sign, meaning in _MEANINGS if sign in line), None)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client_app.hospital_file import HospitalFolder
-from common.errors import ConfigError
+from common.errors import ConfigError, ConsiliumError
 from common.files import atomic_write
 from deploy.provision.files import private_folder
 
@@ -74,6 +74,17 @@ class NodeState:
             return max(0.0, time.time() - (self.root / "contact").stat().st_mtime)
         except OSError:
             return None
+
+    def health(self) -> float:
+        """Seconds since the server's last answer; ConsiliumError if that is too long ago."""
+        silent = self.silent_for()
+        if silent is None or silent > SILENCE:
+            how = "at all since the start" if silent is None else f"for {silent:.0f} s"
+            raise ConsiliumError(
+                f"the node has not heard of the server {how}",
+                f"read {self.root.parent / 'logs' / 'node.log'}, or run `consilium hospital check`",
+            )
+        return silent
 
     @contextmanager
     def alone(self) -> Iterator[None]:

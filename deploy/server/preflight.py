@@ -86,13 +86,6 @@ def check_free(host: str, port: int) -> None:
             ) from None
 
 
-def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        return int(attempt.getsockname()[1])
-
-
 def certificate_name(settings: Settings) -> str:
     """The name that hospitals look for in the certificate."""
     return settings.names()[0]

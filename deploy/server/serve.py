@@ -20,6 +20,7 @@ from deploy.provision.federation import FederationFolder, Settings
 from deploy.provision.files import private_folder
 from deploy.provision.members import members
 from deploy.runtime.flower import environment, loopback_directly
+from deploy.runtime.ports import free_port
 from deploy.runtime.supervisor import Service, Supervisor
 from deploy.server.control import Control
 from deploy.server.health import healthy
@@ -31,7 +32,7 @@ from deploy.server.layout import (
     remember,
     write_private,
 )
-from deploy.server.preflight import check, check_free, free_port
+from deploy.server.preflight import check, check_free
 from deploy.server.registrar import Registrar
 
 _YEARS = 3650

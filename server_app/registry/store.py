@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.database import write_transaction
 from common.files import atomic_write
 from common.vectors import Base, SignedVector, VectorError
 from common.vectors.tensors import Arrays
@@ -112,19 +113,10 @@ class Store:
     def alone(self) -> Iterator[None]:
         """With the write lock, from the first read to the commit; undone on any error."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with write_transaction(self._db):
+                yield
         except sqlite3.Error as error:  # locked, no room on the disk
-            self._undo()
             raise _unusable(self.path, error) from None
-        except BaseException:
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -135,7 +127,8 @@ class Store:
         except sqlite3.Error as error:
             raise _unusable(self.path, error) from None
         finally:
-            self._undo()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def log(self) -> Log:
         """All rows, inside :meth:`alone` or :meth:`snapshot`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,16 +18,11 @@ import numpy as np
 
 from client_app.hospital_file import HospitalFolder
 from deploy.provision.federation import FederationFolder
+from deploy.runtime.ports import free_port
 
 CLI = [sys.executable, "-m", "deploy.cli"]
 PATIENCE = 180.0
 REAL = Path(__file__).parents[3] / "shared" / "data" / "bloodmnist_rebuilt.npz"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def until(true: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:

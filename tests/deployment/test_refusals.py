@@ -14,7 +14,8 @@ import pytest
 
 from deploy.provision.federation import FederationFolder
 from deploy.runtime.flower import command, environment
-from tests.deployment.house import House, free_port, until
+from deploy.runtime.ports import free_port
+from tests.deployment.house import House, until
 
 Make = Callable[..., House]
 

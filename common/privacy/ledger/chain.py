@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.database import write_transaction
 from common.errors import PrivacyError
 from common.files import atomic_write
 
@@ -194,20 +195,11 @@ class Chain:
     def transaction(self) -> Iterator[None]:
         """Alone with the file, from the first read to the commit; undone on any error."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with write_transaction(self._db):
+                yield
         except sqlite3.Error as error:  # locked, no room on the disk
-            self._undo()
             raise _unusable(self.path, error) from None
-        except BaseException:
-            self._undo()
-            raise
         self._note_head()
-
-    def _undo(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

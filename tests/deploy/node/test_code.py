@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.node.code import CodeError, check, installed, shipped
-from deploy.simulate import APP
+from deploy.server.launch import APP
 
 OWN = installed()
 

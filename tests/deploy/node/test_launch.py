@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from client_app.hospital import Hospital
 from client_app.hospital_file import HospitalFile, HospitalFolder
+from common.config import RunConfig
 from common.errors import ConfigError, ConsiliumError
-from deploy.node.launch import explain, health, preflight
+from deploy.node.launch import explain, preflight
 from deploy.node.state import SILENCE, NodeState
 from deploy.node.unit import unit
 from deploy.provision.demo import Demo, make
@@ -44,6 +46,19 @@ def test_a_node_does_not_start_without_its_kit(folder: HospitalFolder) -> None:
         preflight(folder)
 
 
+def test_what_a_run_leaves_does_not_keep_a_node_from_starting_again(
+    folder: HospitalFolder,
+) -> None:
+    before = os.umask(0o022)  # whatever the machine's is
+    try:
+        hospital = Hospital("hospital-00", folder.root, RunConfig.parse({}), 0, 1)
+        with hospital.alone_in("20260101-120000-1a2b3c4d") as directory:
+            assert directory.stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
+    preflight(folder)
+
+
 def test_an_unmapped_class_is_an_error_before_the_start(folder: HospitalFolder) -> None:
     text = folder.file.read_text().replace("[classes]", '[classes]\n"mine" = "no such class"')
     folder.file.write_text(text)
@@ -66,14 +81,14 @@ def test_one_node_a_folder(folder: HospitalFolder) -> None:
 def test_a_node_is_healthy_while_the_server_answers(folder: HospitalFolder) -> None:
     state = NodeState.of(folder)
     with pytest.raises(ConsiliumError, match="at all"):
-        health(folder)
+        state.health()
     state.connected(12)
-    assert health(folder) < 5.0
+    assert state.health() < 5.0
     assert state.node_id() == 12
     long_ago = time.time() - SILENCE - 10
     os.utime(state.root / "contact", (long_ago, long_ago))
     with pytest.raises(ConsiliumError, match=f"for {SILENCE + 10:.0f} s"):
-        health(folder)
+        state.health()
 
 
 def test_the_secret_between_the_processes_is_new_at_each_start_and_the_owners(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from client_app.hospital_file import HospitalFolder
 from deploy.provision import keys
 from deploy.provision.keys import load_node_key
+from deploy.runtime.ports import free_port
 from tests.deploy.provision.conftest import World
 
 BIN = Path(sys.executable).parent
@@ -73,11 +73,6 @@ def wait_for(log: Path, text: str, running: subprocess.Popen[bytes]) -> None:
         assert running.poll() is None, log.read_text(errors="replace")
         time.sleep(0.1)
     raise AssertionError(f"{text!r} never came:\n{log.read_text(errors='replace')}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -28,18 +27,13 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from client_app.hospital_file import HospitalFolder
 from deploy.provision import federation, hospital, keys, members
 from deploy.provision.federation import FederationFolder, make_settings
+from deploy.runtime.ports import free_port
 
 CONSILIUM = str(Path(sys.executable).parent / "consilium")
 
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def free_port() -> int:
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        return int(attempt.getsockname()[1])
 
 
 def until(happens: Callable[[], object], seconds: float = 30.0) -> float:

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 
 from deploy.provision.federation import FederationFolder
+from deploy.runtime.ports import free_port
 from deploy.server import gate
 from deploy.server.gate import Gate, Impatient, passed_on
 from deploy.server.kits import Kits
-from tests.deploy.server.conftest import free_port, until
+from tests.deploy.server.conftest import until
 
 Answer = Callable[[httpx.Request], httpx.Response]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy.provision.federation import FederationFolder
-from tests.deploy.server.conftest import CONSILIUM, Federation, alive, free_port, until
+from deploy.runtime.ports import free_port
+from tests.deploy.server.conftest import CONSILIUM, Federation, alive, until
 
 
 def test_a_server_that_is_killed_leaves_no_process_and_the_next_one_has_the_same_nodes(

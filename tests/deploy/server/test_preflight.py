@@ -10,9 +10,10 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.provision import federation, keys
+from deploy.runtime.ports import free_port
 from deploy.server import preflight
 from deploy.server.layout import ServerFolder, find, only_server, remember
-from tests.deploy.server.conftest import Federation, free_port, now
+from tests.deploy.server.conftest import Federation, now
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from client_app.hospital_file import HospitalFolder
 from deploy.provision import hospital, members
 from deploy.provision.members import Member
 from deploy.provision.requests import Request
+from deploy.runtime.ports import free_port
 from deploy.server.control import Control, Node
 from deploy.server.layout import ServerFolder
 from deploy.server.registrar import Registrar, plan
-from tests.deploy.server.conftest import Federation, free_port, now
+from tests.deploy.server.conftest import Federation, now
 
 
 def member(number: int) -> Member:

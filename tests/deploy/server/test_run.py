@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from common.config import RunConfig, Value
 from common.errors import ConfigError, ConsiliumError
+from deploy.runtime.ports import free_port
 from deploy.server import launch
 from deploy.server.control import Control, Status
 from deploy.server.run import Place, run_config, start
-from tests.deploy.server.conftest import Federation, free_port
+from tests.deploy.server.conftest import Federation
 
 
 @pytest.fixture

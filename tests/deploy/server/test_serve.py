@@ -22,9 +22,10 @@ from client_app.hospital_file import HospitalFolder
 from deploy.provision import hospital, keys
 from deploy.provision.kit import SIGNED, Kit
 from deploy.runtime.kit_request import PATH, headers_for
+from deploy.runtime.ports import free_port
 from deploy.server.control import Control
 from deploy.server.layout import Server, ServerFolder
-from tests.deploy.server.conftest import CONSILIUM, Federation, alive, free_port, now, until
+from tests.deploy.server.conftest import CONSILIUM, Federation, alive, now, until
 
 FLEET = "/v1/fleet/pull-messages"
 KIND = {"content-type": PROTOBUF_MEDIA_TYPE}
