@@ -87,7 +87,8 @@ class Executor:
         patience = Patience(least=0.02, longest=0.5)
         with self._runtime.client() as client:
             while not self._stopping:
-                self._reap()
+                if self._reap():
+                    patience.found()
                 try:
                     token = self._acquire(client)
                 except httpx.HTTPError as error:
@@ -140,13 +141,16 @@ class Executor:
         finally:
             _leave(status)
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Note the apps that have ended; whether there were any."""
+        before = len(self._children)
         for pid in list(self._children):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 self._children.discard(pid)
                 if os.WIFSIGNALED(status):
                     log.warning("an app was ended by signal %d", os.WTERMSIG(status))
+        return len(self._children) < before
 
     def _end_children(self) -> None:
         deadline = time.monotonic() + GRACE

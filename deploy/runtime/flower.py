@@ -115,12 +115,17 @@ def prompt_supernode() -> None:
 
     patience = Patience()
     receive_and_store = start_client_internal._pull_and_store_message
+    wait_and_send = start_client_internal._push_messages
 
     def pull(*args: Any, **kwargs: Any) -> int | None:
         run = receive_and_store(*args, **kwargs)
         if run is not None:
             patience.found()
         return run
+
+    def push(*args: Any, **kwargs: Any) -> None:
+        wait_and_send(*args, **kwargs)
+        patience.found()  # who has answered is soon asked for more
 
     def sleep(seconds: float) -> None:
         if seconds == _IDLE:
@@ -130,6 +135,7 @@ def prompt_supernode() -> None:
 
     # The module's own names only: nothing else of the process sleeps less.
     start_client_internal._pull_and_store_message = pull
+    start_client_internal._push_messages = push
     names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
     vars(start_client_internal)["time"] = SimpleNamespace(**names | {"sleep": sleep})
 

@@ -27,7 +27,7 @@ from deploy.runtime.flower import (
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put back afterwards what a patch replaces."""
-    for name in ("time", "_pull_and_store_message"):
+    for name in ("time", "_pull_and_store_message", "_push_messages"):
         monkeypatch.setattr(start_client_internal, name, getattr(start_client_internal, name))
     for function in (
         inflatable_utils.pull_objects,
@@ -40,7 +40,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_supernode_without_messages_sleeps_three_seconds_in_its_own_module() -> None:
     source = inspect.getsource(start_client_internal.start_client_internal)
     assert "time.sleep(3)" in source
-    assert "_pull_and_store_message(" in source
+    assert "_pull_and_store_message(" in source and "_push_messages(" in source
 
 
 def test_an_object_that_is_late_is_asked_for_again_soon(untouched: None) -> None:
