@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.hospital import Hospital, home_of
-from common.messages import Envelope, Greeting, Job, Refusal
+from common.messages import Envelope, Greeting, Job, Offer, Receipt, Refusal
 from common.secagg import RoundBinding
 
 log = logging.getLogger("consilium.hospital")
@@ -28,7 +28,7 @@ class Desk:
     def __init__(self, stage: str, context: Context) -> None:
         self.stage = stage
         self.context = context
-        self.job: Job | None = None
+        self.job: Job | Offer | Receipt | None = None
         self.round: RoundBinding | None = None
 
     @cached_property
@@ -41,8 +41,8 @@ class Desk:
         from client_app import secagg
 
         secagg.wipe(self.context)
-        self.job = Job.from_record(message.content)
-        return self.job
+        self.job = job = Job.from_record(message.content)
+        return job
 
     def note(self, record: RecordDict) -> None:
         """List ``record`` in the egress log; EgressError if it must not leave."""
@@ -90,6 +90,32 @@ def evaluate(message: Message, context: Context) -> Message:
         return evaluate_job(desk.open_job(message), desk.hospital, context)
 
     return _guarded("evaluate", message, context, answer)
+
+
+@app.query("offer")
+def offer(message: Message, context: Context) -> Message:
+    """Task vectors: deliver what waits in the outbox, or fine-tune the base that was sent."""
+
+    def answer(desk: Desk) -> RecordDict:
+        from client_app.finetune import answer_offer
+
+        desk.job = offered = Offer.from_record(message.content)
+        return answer_offer(offered, desk.hospital, context)
+
+    return _guarded("offer", message, context, answer)
+
+
+@app.query("receipt")
+def receipt(message: Message, context: Context) -> Message:
+    """Task vectors: note what became of those that were delivered; tell which are taken back."""
+
+    def answer(desk: Desk) -> RecordDict:
+        from client_app.finetune import answer_receipt
+
+        desk.job = given = Receipt.from_record(message.content)
+        return answer_receipt(given, desk.hospital, context)
+
+    return _guarded("receipt", message, context, answer)
 
 
 @app.query("share")

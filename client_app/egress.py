@@ -22,9 +22,11 @@ from flwr.app import ArrayRecord, RecordDict
 
 from client_app.hospital import Hospital
 from common.errors import ConsiliumError
-from common.messages import Job
+from common.messages import Job, Offer, Receipt
 from common.privacy.limits import EXACT, NOISED
 from common.secagg import RoundBinding
+from common.vectors import SignedVector, Withdrawal
+from common.vectors.vector import FIELDS
 
 FILE = "egress.tsv"
 HEADER = ("time", "run", "round", "message", "field", "amount", "protection")
@@ -51,10 +53,26 @@ _KNOWN = {
         "correlation-id": "under which the hospital's own log has the details, in the clear",
     },
     "report": {"hospital": "the hospital's name, in the clear"},
+    "delivery": {
+        "hospital": "the hospital's name, in the clear",
+        "key": "the hospital's public identity key; nothing of the data",
+    },
 }
 """Record → field → protection. ``version``, ``run`` and ``round`` repeat what the server sent."""
 _ECHOED = {"version", "run", "round"}
 _METRICS = {"examples", "train-loss-sum", "val-examples", "val-correct", "val-loss-sum"}
+_VECTOR = {
+    "hospital": "the hospital's name, in the clear",
+    "base": "the id of the base that was sent; nothing of the data",
+    "serial": "a random number; nothing of the data",
+    "created": "when it was made, in the clear",
+    "epsilon": "what the vector cost, in the clear",
+    "delta": "what the vector cost, in the clear",
+}
+"""Field of a task vector → protection, where it is not that of figures."""
+_VECTOR_METRICS = {
+    f"{of}-{name}" for of in ("val", "tuned") for name in ("examples", "correct", "loss-sum")
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +98,12 @@ def fields_of(
         elif name in _KNOWN:
             _only(name, set(inner), set(_KNOWN[name]) | _ECHOED)
             found += [
-                Field(f"{name}.{key}", str(inner[key]), text)
+                Field(f"{name}.{key}", _shown(inner[key]), text)
                 for key, text in _KNOWN[name].items()
                 if key in inner
             ]
+        elif name == "parcel":
+            found += _parcel(inner, hospital)
         elif name == "payload":
             found += _payload(inner, stage, hospital, binding)
         elif name == "metrics":
@@ -106,7 +126,7 @@ def note(
     *,
     stage: str,
     hospital: Hospital | None = None,
-    job: Job | RoundBinding | None = None,
+    job: Job | Offer | Receipt | RoundBinding | None = None,
     binding: RoundBinding | None = None,
 ) -> None:
     """Append what ``record`` holds to the log in ``home``, flushed to the disk.
@@ -187,6 +207,38 @@ def _payload(
         for s in binding.layout.segments
     ]
     return [Field("masked", size, "the vector whose parts follow, masked"), *inside]
+
+
+def _parcel(parcel: object, hospital: Hospital | None) -> list[Field]:
+    """A task vector with each of its fields, and withdrawals; the bytes are read strictly."""
+    assert isinstance(parcel, ArrayRecord)
+    found = []
+    for name, array in parcel.items():
+        if name.startswith("withdrawal-"):
+            serial = Withdrawal.from_bytes(array.data).serial
+            found.append(Field("withdrawal", serial, "signed; nothing of the data"))
+            continue
+        _only("parcel", {name}, {"vector"})
+        v = SignedVector.from_bytes(array.data).vector
+        _only("vector", set(v.metrics), _VECTOR_METRICS)
+        if v.epsilon is None or v.delta is None:
+            how = f"{CLEAR}; exact, no differential privacy"
+        else:
+            unit = hospital.config.privacy_unit if hospital else "unit"
+            how = f"{CLEAR}; with noise: ε={v.epsilon:.4g}, δ={v.delta:g} per {unit}, this vector"
+        size = sum(math.prod(shape) for shape in v.shapes().values())
+        found.append(Field("vector", f"{size} numbers", how))
+        for part in FIELDS:
+            if part != "metrics":
+                protection = _VECTOR.get(part, how)
+                found.append(Field(f"vector.{part}", str(getattr(v, part)), protection))
+        found += [Field(f"vector.{key}", "1 number", how) for key in sorted(v.metrics)]
+        found.append(Field("vector.signature", "64 bytes", "the hospital's signature"))
+    return found
+
+
+def _shown(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _told(name: str, hospital: Hospital | None, binding: RoundBinding | None) -> str:

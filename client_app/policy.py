@@ -18,6 +18,11 @@ allow-non-private = false   # whether privacy=none is allowed at all
 unit = "image"              # or "patient": what ε is promised for
 metrics = "noised"          # validation figures; or "withheld", or "exact" (outside ε)
 hold-days = 7               # for which an unfinished run keeps the rest of its budget
+
+[vectors]
+send = "never"              # single task vectors, which the server sees one by one: "never",
+                            # "private" (with differential privacy) or "any"
+retrain = true              # train again when the server no longer takes a vector's base
 ```
 
 An entry that is left out has the value above. One that is unknown is an error, not ignored: a
@@ -75,10 +80,33 @@ class Privacy(Table):
     hold_days: float = Field(PrivacyLimits.hold_days, ge=0, le=3650)
 
 
+class Vectors(Table):
+    """The table ``[vectors]``: it alone decides on task vectors, whatever ``secagg`` says."""
+
+    send: Literal["never", "private", "any"] = "never"
+    retrain: bool = True
+
+    def check_send(self, *, private: bool) -> None:
+        """VectorsRefusal if such a vector must not leave this hospital."""
+        if self.send == "never" or (self.send == "private" and not private):
+            kind = "a single vector" if self.send == "never" else "a vector without privacy"
+            raise VectorsRefusal(
+                f"the server asked for {kind}, which it would see by itself",
+                "only the hospital can allow it, in its policy: [vectors] send",
+            )
+
+
+class VectorsRefusal(PolicyRefusal):
+    """The hospital's policy does not let this task vector leave, or be trained."""
+
+    code = "vectors-policy"
+
+
 class _Document(Table):
     version: Literal[1]
     aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
+    vectors: Vectors = Vectors()
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,7 @@ class HospitalPolicy:
         default_factory=lambda: SecAggPolicy(require_roster=True, max_bound=MAX_BOUND)
     )
     privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
+    vectors: Vectors = field(default_factory=Vectors)
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
@@ -97,7 +126,7 @@ class HospitalPolicy:
         floor = SecAggPolicy(
             min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
         )
-        return cls(False, floor, PrivacyLimits.none())
+        return cls(False, floor, PrivacyLimits.none(), Vectors(send="any"))
 
     @classmethod
     def load(cls, path: Path) -> HospitalPolicy:
@@ -122,7 +151,7 @@ class HospitalPolicy:
         except ConfigError as error:
             raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
         privacy = PrivacyLimits(**checked.privacy.model_dump())
-        return cls(aggregation.secagg == "required", limits, privacy)
+        return cls(aggregation.secagg == "required", limits, privacy, checked.vectors)
 
     def check_plain(self, config_says_secagg: bool) -> None:
         """Refuse a request that would bypass aggregation: by policy, or against the run config."""

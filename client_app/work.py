@@ -5,8 +5,9 @@ Imported only when a hospital trains or evaluates, since it needs torch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,12 +20,13 @@ from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
-from common.messages import Envelope, Job, Report
+from common.messages import Envelope, Job, Offer, Report
 from common.model import ModelSpec, Weights, build, get_weights, weights_digest
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.secagg import RoundBinding
 from common.training import EvalResult, TrainResult, TrainSettings, evaluate, train
+from common.vectors.base import is_floating
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class _Work:
     spec: ModelSpec
     context: Context
     binding: RoundBinding | None
+    draw: int = 0
+    """Which of several trainings with the same number of a round this is: another order."""
 
     @classmethod
     def checked(cls, job: Job, hospital: Hospital, context: Context, purpose: str) -> _Work:
@@ -53,6 +57,14 @@ class _Work:
         """The model's exact figures on the validation images: for the hospital's eyes only."""
         val, threads = self.data.val, self.hospital.config.threads
         return evaluate(build(self.spec), self.job.weights, val.images, val.labels, threads=threads)
+
+    def moved(self, update: Weights) -> _Work:
+        """The same work on the model after ``update``."""
+        weights = {
+            name: (array + update[name]).astype(array.dtype)
+            for name, array in self.job.weights.items()
+        }
+        return replace(self, job=replace(self.job, weights=weights))
 
     def exact_figures(self) -> Figures:
         """The same, told as they are."""
@@ -88,6 +100,58 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         update = run.update(job.round, work.model, lambda: _train(work, run).update)
         figures = work.private_figures(run)
         return _answer(work, figures, update, run.plan.train_count)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned base: what :class:`common.vectors.TaskVector` is made of.
+
+    ``images``: how many trained it, with noise under privacy; ``metrics``: sums over the
+    hospital's validation images, of the base (``val-…``) and of the fine-tuned model
+    (``tuned-…``), noised or left out as the policy says.
+    """
+
+    values: Weights
+    images: int
+    epsilon: float | None
+    delta: float | None
+    metrics: Mapping[str, float]
+
+
+def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned:
+    """Fine-tune ``offer``'s base as one round by itself, under the name ``name`` in the ledger.
+
+    ε, δ and the schedule of the run config are those of this one vector. Refusals as those of
+    :func:`train_job`.
+    """
+    hospital = replace(hospital, config=replace(hospital.config, rounds=1))
+    job = Job(name, 1, offer.model_digest, offer.weights)
+    data = data_of(hospital)
+    spec = _checked_spec(job, hospital, data)
+    work = _Work(job, hospital, data, spec, context, None, draw=offer.version)
+    if hospital.config.privacy == "none":
+        note_non_private(name, hospital, data)
+        update = _train(work, None).update
+        metrics = _figures("val", work.exact_figures())
+        metrics |= _figures("tuned", work.moved(update).exact_figures())
+        return Tuned(_floating(update, offer), len(data.train), None, None, metrics)
+    with admitted(name, hospital, data) as run:
+        update = run.update(1, work.model, lambda: _train(work, run).update)
+        metrics = _figures("val", work.private_figures(run))
+        metrics |= _figures("tuned", work.moved(update).private_figures(run))
+        spent, delta = run.ledger.spent_by_run(name).value, hospital.config.delta
+        return Tuned(_floating(update, offer), run.plan.train_count, spent, delta, metrics)
+
+
+def _floating(update: Weights, offer: Offer) -> Weights:
+    """Without the counters of batch norm, which no vector carries."""
+    return {name: update[name] for name in sorted(update) if is_floating(offer.weights[name])}
+
+
+def _figures(name: str, figures: Figures) -> dict[str, float]:
+    if figures.examples <= 0:
+        return {}
+    return {f"{name}-{key}": float(value) for key, value in _named(figures).items()}
 
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
@@ -185,6 +249,8 @@ def _checked_spec(job: Job, hospital: Hospital, data: HospitalData) -> ModelSpec
 
 def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
     c, job, part = work.hospital.config, work.job, work.data.train
+    if work.hospital.own is None and c.simulated_delay:
+        time.sleep(c.simulated_delay * work.hospital.partition_id / work.hospital.num_partitions)
     settings = TrainSettings(
         epochs=c.local_epochs,
         batch_size=c.batch_size,
@@ -194,7 +260,8 @@ def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
         privacy=None if run is None else run.step(),
     )
     # Another order of batches for each hospital and round, the same for the same seed.
-    parts = np.random.SeedSequence([c.seed, job.round, work.hospital.partition_id])
+    number = job.round + work.draw
+    parts = np.random.SeedSequence([c.seed, number, work.hospital.partition_id])
     return train(
         build(work.spec),
         job.weights,

@@ -153,6 +153,17 @@ class RunConfig:
     update_range: float
     max_examples: int
     stage_timeout: float
+    base: str
+    allow_random_base: bool
+    merge_rule: str
+    publish_every: int
+    publish_quorum: int
+    publish_margin: float
+    max_staleness: int
+    versions: int
+    duration: float
+    vector_timeout: float
+    simulated_delay: float
     roster: str
     coordinator_key: str
     threads: int
@@ -209,7 +220,7 @@ class RunConfig:
 
 KEYS: tuple[Key, ...] = (
     Key(name="mode", default="fedavg", choices=("fedavg", "vectors"),
-        meaning="fedavg: synchronous rounds; vectors: task vectors, no rounds (coming)"),
+        meaning="fedavg: synchronous rounds; vectors: task vectors, whenever a hospital has one"),
     Key(name="dataset", default="bloodmnist", choices=DATASETS,
         meaning="a 2D MedMNIST set by name, npz (a file in MedMNIST's form), folder (one folder "
         "a class), synthetic (built in, no real image); hospitals: each node's own pictures (real "
@@ -251,7 +262,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="round-timeout", default=3600.0, low=0.0, low_open=True, high=604_800.0,
         meaning="seconds that hospitals have to train in a round"),
     Key(name="local-epochs", default=1, low=1, high=1000,
-        meaning="passes over a hospital's training images in each round (the paper: 3)"),
+        meaning="passes over a hospital's training images in each round, or for each task vector "
+        "(the paper: 3)"),
     Key(name="batch-size", default=0, low=0, high=65_536,
         meaning="images a step; under DP the expected size of a Poisson batch; 0: 8, under DP 32"),
     Key(name="learning-rate", default=0.0, low=0.0, high=10.0,
@@ -278,13 +290,15 @@ KEYS: tuple[Key, ...] = (
         "say whose each image is)"),
     Key(name="epsilon", default=6.0, low=0.0, low_open=True, high=1000.0,
         meaning="ε of the whole training, all rounds composed, at each hospital, per privacy "
-        "unit; validation figures and image counts included"),
+        "unit; validation figures and image counts included; with mode=vectors of ONE vector: the "
+        "hospital's ledger adds them up"),
     Key(name="delta", default=1.9e-4, low=0.0, low_open=True, high=1.0, high_open=True,
         meaning="δ of the whole training; should be below 1 / images of a hospital"),
     Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
         meaning="largest L2 norm of the gradient of one privacy unit"),
     Key(name="secagg", default=True,
-        meaning="secure aggregation: the server sees only sums over the hospitals"),
+        meaning="secure aggregation: the server sees only sums over the hospitals; mode=vectors "
+        "needs false, said aloud"),
     Key(name="num-shares", default=5, low=3, high=101,
         meaning="holders of each hospital's secret shares, itself included; odd, or no fewer "
         "than the hospitals asked"),
@@ -301,6 +315,34 @@ KEYS: tuple[Key, ...] = (
         meaning="most images a hospital may hold under secure aggregation"),
     Key(name="stage-timeout", default=60.0, low=0.0, low_open=True, high=86_400.0,
         meaning="seconds for each stage of secure aggregation after training"),
+    Key(name="base", default="",
+        meaning="vectors: the first base: path of a .safetensors file (consilium pretrain makes "
+        "one), or a run's id; empty: random weights, see allow-random-base"),
+    Key(name="allow-random-base", default=False,
+        meaning="vectors: merge vectors of random weights too; measured to fail (15 % accuracy)"),
+    Key(name="merge-rule", default="mean",
+        meaning="vectors: NAME or NAME key=value …: mean, sum lambda=…, norm-equalised, ties "
+        "keep=…, dare drop=…; each takes scale=…"),
+    Key(name="publish-every", default=0, low=0, high=4096,
+        meaning="vectors: a new base after so many vectors for the current one; 0: half of the "
+        "hospitals"),
+    Key(name="publish-quorum", default=3, low=1, high=4096,
+        meaning="vectors: fewest hospitals whose vectors make a new base"),
+    Key(name="publish-margin", default=1.0, low=0.0, high=100.0,
+        meaning="vectors: a new base may validate worse than the current one by so many standard "
+        "errors, on public images (the data set's val split; real hospitals: test-data's); "
+        "without public images nothing is checked"),
+    Key(name="max-staleness", default=8, low=0, high=100_000,
+        meaning="vectors: a vector for a base that is older by more bases than this is refused"),
+    Key(name="versions", default=3, low=0, high=100_000,
+        meaning="vectors: end after so many new bases; 0: go on until duration"),
+    Key(name="duration", default=0.0, low=0.0, high=31_536_000.0,
+        meaning="vectors: end after so many seconds; 0: go on until versions"),
+    Key(name="vector-timeout", default=86_400.0, low=0.0, low_open=True, high=604_800.0,
+        meaning="vectors: seconds after which a hospital that has not answered is asked again"),
+    Key(name="simulated-delay", default=0.0, low=0.0, high=86_400.0,
+        meaning="simulation: hospital i of n waits i/n times so many seconds before it trains, so "
+        "that some are slower"),
     Key(name="roster", default="",
         meaning="coordinator: path of the signed roster; empty: hospitals are not authenticated"),
     Key(name="coordinator-key", default="",
@@ -360,10 +402,42 @@ def _norm_allows_dp(c: RunConfig) -> None:
 
 
 def _not_yet(c: RunConfig) -> None:
-    if c.mode == "vectors":
-        raise ConfigError("mode 'vectors' has not landed yet", "set mode=fedavg")
     if c.privacy == "distributed":
         raise ConfigError("privacy 'distributed' has not landed yet", "set privacy=local or none")
+
+
+def _vectors(c: RunConfig) -> None:
+    from common.vectors import Rule
+
+    Rule.from_text(c.merge_rule)
+    if c.mode != "vectors":
+        return
+    if c.secagg:
+        raise ConfigError(
+            "mode 'vectors' sends task vectors one by one, as hospitals make them: there is no sum "
+            "for secure aggregation to hide them in, and secagg is true",
+            "set secagg=false, so that it is said aloud: the server sees each hospital's vector "
+            "(privacy=local bounds what it tells); or use mode=fedavg",
+        )
+    if not c.base and not c.allow_random_base:
+        raise ConfigError(
+            "mode 'vectors' needs a pre-trained base: vectors trained from random weights do not "
+            "add up (15 % accuracy where the hospitals' models together have 80 %)",
+            "set base to a file of `consilium pretrain`, or to the id of a fedavg run; "
+            "allow-random-base=true to see it fail",
+        )
+    if not c.versions and not c.duration:
+        raise ConfigError(
+            "'versions' and 'duration' are both 0: the run would never end",
+            "set one of them",
+        )
+
+
+def _simulated_only(c: RunConfig) -> None:
+    if c.simulated_delay and c.dataset == "hospitals":
+        raise ConfigError(
+            "'simulated-delay' is for simulated hospitals", "leave it out: real ones have their own"
+        )
 
 
 def _threshold(c: RunConfig) -> None:
@@ -418,7 +492,8 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _own_pictures, _norm_allows_dp, _not_yet, _threshold, _cohort, _epsilon_useful,
+    _needs_path, _own_pictures, _norm_allows_dp, _not_yet, _vectors, _simulated_only, _threshold,
+    _cohort, _epsilon_useful,
 )  # fmt: skip
 
 

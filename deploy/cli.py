@@ -20,6 +20,7 @@ from deploy.node.commands import service, start
 from deploy.provision.commands import federation, hospital
 from deploy.server.commands import health as federation_health
 from deploy.server.commands import run, serve
+from deploy.vectors import commands as by_hand
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +36,12 @@ hospital.command("start")(start)
 hospital.command("health")(hospital_health)
 hospital.command("service")(service)
 cli.add_typer(hospital, name="hospital")
+hospital.command("finetune")(by_hand.finetune)
+hospital.command("outbox")(by_hand.outbox)
+hospital.command("withdraw")(by_hand.withdraw)
 cli.command("run")(run)
+cli.command("pretrain")(by_hand.pretrain)
+cli.add_typer(by_hand.vectors, name="vectors")
 
 
 def main() -> None:
@@ -127,6 +133,9 @@ def simulate(
     values = parse_assignments(set_)
     if values.get("data-path"):
         values["data-path"] = str(Path(str(values["data-path"])).expanduser().resolve())
+    base = Path(str(values.get("base", ""))).expanduser()
+    if base.is_file():  # the run has another working directory
+        values["base"] = str(base.resolve())
     RunConfig.parse(values)
     sys.exit(run(hospitals, values, verbose=verbose))
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """``0.914`` → ``91.4 %``; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
@@ -32,6 +33,11 @@ class Progress:
         self._console = console or Console(width=110, highlight=False)
         self._started = time.monotonic()
         self._done = 0
+
+    @property
+    def console(self) -> Console:
+        """Where it prints."""
+        return self._console
 
     def say(self, text: str) -> None:
         """A line."""
@@ -62,8 +68,8 @@ class Progress:
         parts = [f"round {record['round']}/{self._rounds}"]
         if record["status"] != "ok":
             parts.append(f"FAILED ({record['reason']})")
-        parts.append(f"test accuracy {_percent(test.get('accuracy'))}")
-        parts.append(f"macro-F1 {_percent(test.get('macro_f1'))}")
+        parts.append(f"test accuracy {percent(test.get('accuracy'))}")
+        parts.append(f"macro-F1 {percent(test.get('macro_f1'))}")
         if record["epsilon"] is not None:
             parts.append(f"ε {record['epsilon']:.2f}")
         parts.append(f"{len(record['contributed'])}/{len(record['expected'])} hospitals")
@@ -99,8 +105,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "data": summary["source"],
         "hospitals": str(summary["hospitals"]),
         "rounds": f"{summary['rounds']} (best by validation: {summary['best_round']})",
-        "test accuracy": _percent(summary["test_accuracy"]),
-        "test macro-F1": _percent(summary["test_macro_f1"]),
+        "test accuracy": percent(summary["test_accuracy"]),
+        "test macro-F1": percent(summary["test_macro_f1"]),
         "test macro-AUC": "–" if auc is None else f"{auc:.4f}",
         "privacy": privacy,
         "secure aggregation": "on" if summary["secagg"] else "off: the server saw each update",

@@ -17,20 +17,22 @@ _POLICY = {
     "unit": 'or "patient": what ε is promised for',
     "metrics": 'validation figures; or "withheld", or "exact" (outside ε)',
     "hold-days": "for which an unfinished run keeps the rest of its budget",
+    "send": 'single task vectors, which the server sees: or "private" (with ε), or "any"',
+    "retrain": "train again when the server no longer takes a vector's base",
 }
 """What each entry of a policy means. The values are those of :mod:`client_app.policy`."""
 
 
 def policy_toml() -> str:
     """A policy with every entry at its default: what it is without the file, said aloud."""
-    from client_app.policy import Aggregation, Privacy
+    from client_app.policy import Aggregation, Privacy, Vectors
 
     lines = [
         "# The limits of this hospital. No server can lift them. An entry that is left out has the",
         "# value below; one that is unknown is an error, and then nothing is trained.",
         "version = 1",
     ]
-    for table in (Aggregation(), Privacy()):
+    for table in (Aggregation(), Privacy(), Vectors()):
         lines += ["", f"[{type(table).__name__.lower()}]"]
         for entry, value in table.model_dump(by_alias=True).items():
             comment = f"  # {_POLICY[entry]}" if entry in _POLICY else ""

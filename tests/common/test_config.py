@@ -58,7 +58,14 @@ def test_readme_holds_the_same_table() -> None:
         ({"reconstruction-threshold": 6}, ["exceeds num-shares"]),
         ({"reconstruction-threshold": 3}, ["2/3", "4 or more"]),
         ({"delta": 0.5}, ["delta", "published"]),
-        ({"mode": "vectors"}, ["not landed"]),
+        ({"mode": "vectors"}, ["secagg=false", "sees each hospital's vector"]),
+        ({"mode": "vectors", "secagg": False}, ["pre-trained base", "consilium pretrain"]),
+        (
+            {"mode": "vectors", "secagg": False, "base": "b.safetensors", "versions": 0},
+            ["never end"],
+        ),
+        ({"merge-rule": "median"}, ["median", "ties"]),
+        ({"simulated-delay": 1.0, "dataset": "hospitals", "classes": "a,b"}, ["simulated"]),
         ({"privacy": "distributed"}, ["not landed"]),
     ],
 )

@@ -1,0 +1,422 @@
+"""Task vectors whenever a hospital has one, as the algorithm reads: no rounds, nobody waits.
+
+Every hospital that is there is offered the current base, and fine-tunes it when it suits it. Each
+vector that comes is checked and stored; once enough have come, what they make together is judged
+on public images and published as the next base. The registry is the only state: a run that is
+resumed goes on with it, and a vector that comes twice counts once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from common.config import RunConfig
+from common.errors import ConsiliumError, RoundError
+from common.messages import Delivery, Offer, Receipt
+from common.vectors import (
+    Gate,
+    InfluenceTable,
+    Limits,
+    Rule,
+    SignedVector,
+    TaskVector,
+    VectorError,
+    Withdrawal,
+    evaluation_gate,
+    leave_one_out,
+    margin,
+    no_gate,
+)
+from common.vectors.checks import ENOUGH_NORMS
+from server_app.directory import Directory
+from server_app.registry import GateRefusal, Proposal, Registry
+from server_app.vectors_keys import Keys
+from server_app.vectors_post import Answer, Post
+from server_app.vectors_public import Judge
+from server_app.vectors_record import Journal
+
+LOOK = 5.0
+"""Seconds between two looks for hospitals that came or went, and for what a person did."""
+KNOCK = 60.0
+"""Seconds after which a hospital that has delivered is asked whether it takes something back."""
+FAREWELL = 10.0
+"""Seconds that receipts have at the end."""
+MOST_INFLUENCES = 20
+"""Hospitals up to which the influence of each is measured: an evaluation for every one."""
+
+
+@dataclass
+class Standing:
+    """One hospital: for which version it delivered or refused, and the receipt that it is due."""
+
+    done: int = -1
+    refusal: str = ""
+    heard: float = 0.0
+    accepted: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    withdrawn: list[str] = field(default_factory=list)
+    told: Receipt | None = None
+    """The receipt that is under way: more may become due meanwhile."""
+
+    def heard_receipt(self) -> None:
+        """What was told is due no more."""
+        told, self.told = self.told, None
+        if told is not None:
+            self.accepted = [s for s in self.accepted if s not in told.accepted]
+            self.withdrawn = [s for s in self.withdrawn if s not in told.withdrawn]
+            self.refused = {s: c for s, c in self.refused.items() if told.refused.get(s) != c}
+
+    @property
+    def due(self) -> bool:
+        """Whether there is anything to tell it."""
+        return bool(self.accepted or self.refused or self.withdrawn)
+
+
+@dataclass
+class Vectors:
+    """One run: whom it asks, where vectors are kept, by what candidates are judged."""
+
+    config: RunConfig
+    run_id: str
+    hospitals: int
+    """How many are expected."""
+    directory: Directory
+    post: Post
+    registry: Registry
+    keys: Keys
+    judge: Judge | None
+    journal: Journal
+    skewed: bool
+    """Whether hospitals may have different mixes of classes."""
+
+    def __post_init__(self) -> None:
+        self.rule = Rule.from_text(self.config.merge_rule)
+        half = max(1, math.ceil(self.hospitals / 2))
+        self.every = self.config.publish_every or half
+        self.current = self.registry.current()
+        self._standing: dict[str, Standing] = defaultdict(Standing)
+        self._began = self._look_again = time.monotonic()
+        self._changed = True
+        log = self.registry.log()
+        for row in log.vectors:  # a resumed run: who has delivered already
+            version = log.version_of(row.base)
+            if version is not None:
+                standing = self._standing[row.hospital]
+                standing.done = max(standing.done, version)
+
+    def run(self) -> None:
+        """Until enough bases are published or the time is over.
+
+        RoundError if nobody comes within ``connect-timeout``, or if every hospital has delivered
+        or refused, and what came makes no base.
+        """
+        self._look_around()
+        while not self._over():
+            if time.monotonic() >= self._look_again:
+                self._look_around()
+            self._ask()
+            answers = self.post.collect()
+            for answer in answers:
+                self._open(answer)
+            self._publish()
+            if not answers:
+                self.post.rest()
+        self._farewell()
+
+    # Asking
+
+    def _over(self) -> bool:
+        published = len(self.registry.log().points)
+        enough = self.config.versions and published >= self.config.versions
+        late = self.config.duration and time.monotonic() - self._began >= self.config.duration
+        return bool(enough or late)
+
+    def _look_around(self) -> None:
+        """Who is there, and whether somebody changed the line of bases meanwhile.
+
+        A new node that does not tell its name costs its greeting's time-out; the next look is
+        then the later, so that the others' vectors do not wait.
+        """
+        started = time.monotonic()
+        for absence in self.directory.refresh():
+            self.journal.trouble(absence.hospital, absence.reason)
+        there, _ = self.directory.reach(self.directory.names)
+        for name, node in there.items():
+            self.post.forget(name, node)
+        waited = time.monotonic() - self._began
+        if not there and not self._standing and waited > self.config.connect_timeout:
+            raise RoundError(
+                f"no hospital was there within {self.config.connect_timeout:g} s",
+                "start the hospitals' nodes and read their logs",
+            )
+        self._follow("changed by hand")
+        now = time.monotonic()
+        self._look_again = now + max(LOOK, 5 * (now - started))
+
+    def _follow(self, why: str) -> None:
+        base = self.registry.current()
+        if base.id != self.current.id or base.version != self.current.version:
+            if base.version < self.current.version:  # taken back: everybody is asked once more
+                for standing in self._standing.values():
+                    standing.done = -1
+            self.current, self._changed = base, True
+            self.journal.base(base, why)
+
+    def _ask(self) -> None:
+        """Each hospital that owes nothing: its receipt, else the current base."""
+        there, _ = self.directory.reach(self.directory.names)
+        for name, node in there.items():
+            standing = self._standing[name]
+            if not self.post.free(name):
+                continue
+            quiet = time.monotonic() - standing.heard
+            if standing.due or (standing.done == self.current.version and quiet > KNOCK):
+                self._send_receipt(name, node, standing)
+            elif standing.done != self.current.version:
+                offer = Offer(
+                    run=self.run_id, version=self.current.version, base=self.current.id,
+                    model_digest=self.current.model_digest, weights=self.current.weights,
+                )  # fmt: skip
+                self.post.send(
+                    name, node, "offer", offer.to_record(),
+                    version=offer.version, timeout=self.config.vector_timeout,
+                )  # fmt: skip
+
+    def _send_receipt(self, name: str, node: int, standing: Standing) -> None:
+        receipt = Receipt(
+            run=self.run_id,
+            accepted=tuple(standing.accepted),
+            refused=dict(standing.refused),
+            withdrawn=tuple(standing.withdrawn),
+        )
+        standing.told = receipt
+        timeout = min(600.0, self.config.vector_timeout)
+        self.post.send(name, node, "receipt", receipt.to_record(),
+                       version=self.current.version, timeout=timeout)  # fmt: skip
+
+    # What comes
+
+    def _open(self, answer: Answer) -> None:
+        name, kind = answer.letter.hospital, answer.letter.kind
+        standing = self._standing[name]
+        standing.heard = time.monotonic()
+        if answer.problem or answer.record is None:
+            self.journal.trouble(name, answer.problem)
+            return
+        if kind == "receipt":  # it was read, whatever the answer
+            standing.heard_receipt()
+        if answer.refusal is not None:
+            code = answer.refusal.code
+            self.journal.refusal(name, code, answer.refusal.correlation_id)
+            if kind == "offer":
+                self._no_more(name, answer.letter.version, code)
+            return
+        try:
+            delivery = Delivery.from_record(answer.record, run=self.run_id)
+            key = self.keys.of(name, delivery.hospital, delivery.key)
+        except ConsiliumError as error:
+            self.journal.trouble(name, error.what)
+            if kind == "offer":
+                self._no_more(name, answer.letter.version, error.code)
+            return
+        for withdrawal in delivery.withdrawals:
+            self._withdraw(name, withdrawal, key)
+        if delivery.vector:
+            self._take(name, delivery.vector, key, answer.letter.version)
+        elif kind == "offer":
+            self._no_more(name, answer.letter.version, "empty")
+
+    def _no_more(self, name: str, version: int, code: str) -> None:
+        """Ask this hospital again at the next base only."""
+        standing = self._standing[name]
+        standing.done, standing.refusal = max(standing.done, version), code
+        self._changed = True
+
+    def _take(self, name: str, envelope: bytes, key: Mapping[str, bytes], version: int) -> None:
+        """A vector has come: check it, store it, say so."""
+        standing, vector = self._standing[name], None
+        try:
+            limit = self.registry.limits.max_bytes
+            vector = SignedVector.from_bytes(envelope, limit=limit).vector
+            self._check_privacy(vector)
+            accepted = self.registry.accept(envelope, key)
+        except VectorError as error:
+            self.journal.refused(name, vector, error)
+            if vector is not None:
+                standing.refused[vector.serial] = error.code
+            if vector is None or vector.base == self.current.id:
+                self._no_more(name, version, error.code)
+            else:  # it was for another base: it is told so, then the current one is offered again
+                self.post.failed(name)
+            return
+        standing.accepted.append(accepted.serial)
+        log = self.registry.log()
+        version_of = log.version_of(vector.base)
+        if version_of is not None:
+            standing.done, standing.refusal = max(standing.done, version_of), ""
+        self._changed = True
+        if accepted.duplicate:
+            if version_of != self.current.version:
+                self.post.failed(name)
+            return
+        row = next(v for v in log.vectors if v.serial == accepted.serial)
+        validation = None
+        if self.judge is not None and not accepted.superseded:
+            validation = self.judge(self.registry.candidate(self.rule).weights)
+        self.journal.arrival(row, accepted, validation)
+
+    def _check_privacy(self, vector: TaskVector) -> None:
+        """The run's promise is what its model card says: no vector may cost more."""
+        c = self.config
+        if c.privacy == "none":
+            return
+        within = vector.epsilon is not None and vector.epsilon <= c.epsilon * (1 + 1e-9)
+        if not within or vector.delta is None or vector.delta > c.delta * (1 + 1e-9):
+            raise VectorError(
+                "vector-privacy",
+                f"{vector.hospital}'s vector cost ε={vector.epsilon}, δ={vector.delta}; the run "
+                f"promises ε={c.epsilon:g}, δ={c.delta:g}",
+                "fine-tune anew with the run's privacy",
+            )
+
+    def _withdraw(self, name: str, withdrawal: bytes, key: Mapping[str, bytes]) -> None:
+        try:
+            self.registry.withdraw(withdrawal, key)
+        except VectorError as error:
+            self.journal.refused(name, None, error)
+            return
+        taken = Withdrawal.from_bytes(withdrawal).serial
+        self._standing[name].withdrawn.append(taken)
+        self.journal.withdrawal(name, taken)
+        self._changed = True
+        self._follow(f"made anew without a vector that {name} took back")
+
+    # Publishing
+
+    def _publish(self) -> None:
+        """The next base, if enough vectors have come, or no more will for this one."""
+        if not self._changed:
+            return
+        self._changed = False
+        self._exclude_outliers()
+        pending = self.registry.log().pending()
+        fresh = sum(i.staleness == 0 for i in pending)
+        hospitals = {i.row.hospital for i in pending}
+        settled = self._settled()
+        if len(hospitals) < self.config.publish_quorum or not (fresh >= self.every or settled):
+            if settled:
+                self._stuck(f"{len(hospitals)} hospitals' vectors wait, and the quorum is "
+                            f"{self.config.publish_quorum}")  # fmt: skip
+            return
+        proposal = self.registry.candidate(self.rule)
+        influence = self.influence(proposal)
+        try:
+            self._refuse(proposal)
+            gate: Gate = no_gate
+            if self.judge is not None:
+                gate = evaluation_gate(
+                    self.judge, count=self.judge.count, errors=self.config.publish_margin
+                )
+            base = self.registry.adopt(proposal, gate(proposal.base.weights, proposal.weights))
+        except VectorError as error:
+            if error.code == "registry-moved":
+                self._changed = True
+                return
+            result = error.result if isinstance(error, GateRefusal) else None
+            self.journal.held(self.current.version, error, result, influence)
+            if settled:
+                self._stuck(error.what)
+            return
+        self.current, self._changed = base, True
+        self.journal.base(base, "published", proposal=proposal, influence=influence)
+
+    def _refuse(self, proposal: Proposal) -> None:
+        refusal = self.registry.refusal(proposal, skewed=self.skewed)
+        allowed = self.config.allow_random_base and not proposal.base.pretrained
+        if refusal is not None and not (allowed and refusal.code == "merge-base"):
+            raise refusal
+
+    def _exclude_outliers(self) -> None:
+        """Vectors that came before there was a median to compare their norms with."""
+        log = self.registry.log()
+        norms = [row.norm for row in log.counting()]
+        if len(norms) < ENOUGH_NORMS:
+            return
+        bound = self.registry.limits.norm_factor * median(norms)
+        for one in log.pending():
+            if one.row.norm > bound:
+                reason = f"its norm {one.row.norm:.4g} is above {bound:.4g}"
+                self.registry.exclude(one.row.serial, reason)
+                self._standing[one.row.hospital].refused[one.row.serial] = "vector-norm"
+                self.journal.excluded(one.row, reason)
+
+    def _settled(self) -> bool:
+        """Whether every hospital expected has delivered for the current base, or refused."""
+        names = self.directory.names
+        done = all(self._standing[name].done >= self.current.version for name in names)
+        return done and len(names) >= self.hospitals and not self.post.open("offer")
+
+    def _stuck(self, what: str) -> None:
+        """Nothing more will come for this base: the end, unless the run only waits for its time."""
+        refusals = [f"{n}: {s.refusal}" for n, s in sorted(self._standing.items()) if s.refusal]
+        said = f" (refused by {'; '.join(refusals)})" if refusals else ""
+        if not self.config.versions:
+            self.journal.trouble("", f"every hospital has answered, and {what}{said}")
+            return
+        raise RoundError(
+            f"every hospital has answered, and there is no base {self.current.version + 1}: "
+            f"{what}{said}",
+            f"see `consilium vectors list {self.run_id}`, exclude what harms or let the hospitals "
+            f"mend what they name, then go on with resume={self.run_id}",
+        )
+
+    def influence(self, proposal: Proposal | None) -> InfluenceTable | None:
+        """Each hospital's effect on the candidate (None: on the current base); None: not measured.
+
+        It takes public images, and at most :data:`MOST_INFLUENCES` hospitals.
+        """
+        log = self.registry.log()
+        among = log.counting() if proposal else [
+            v for v in log.vectors if v.serial in log.published_in
+        ]  # fmt: skip
+        hospitals = {row.hospital for row in among}
+        if self.judge is None or not 0 < len(hospitals) <= MOST_INFLUENCES:
+            return None
+        rule = proposal.rule if proposal else None
+        weights = proposal.weights if proposal else self.registry.current().weights
+        count = self.judge.count
+        return leave_one_out(
+            hospitals,
+            lambda name: weights if name is None else self.registry.weights_without(name, rule),
+            self.judge,
+            margin=margin(self.judge(weights), count, errors=2.0),
+        )
+
+    def _farewell(self) -> None:
+        """Nobody is asked any more; receipts that are due have a few seconds."""
+        there, _ = self.directory.reach(self.directory.names)
+        deadline = time.monotonic() + FAREWELL
+        while time.monotonic() < deadline:
+            for name, node in there.items():
+                if self._standing[name].due and self.post.free(name):
+                    self._send_receipt(name, node, self._standing[name])
+            if not self.post.open("receipt"):
+                break
+            for answer in self.post.collect():
+                self._open(answer)
+            self.post.rest()
+        if busy := sorted(self.post.open("offer")):
+            self.journal.say(
+                f"still training: {', '.join(busy)}; what they make stays in their outbox, for a "
+                f"run with resume={self.run_id}"
+            )
+
+
+def limits_of(config: RunConfig) -> Limits:
+    """What the registry accepts in a run."""
+    return Limits(max_staleness=config.max_staleness)
