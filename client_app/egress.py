@@ -94,7 +94,11 @@ def fields_of(
     found: list[Field] = []
     for name, inner in record.items():
         if name == "envelope":
-            _only(name, set(inner), {"version"})
+            _only(name, set(inner), {"version", "payload"})
+            if "payload" in inner:
+                small = record.config_records[name]["payload"]
+                assert isinstance(small, bytes)
+                found += _payload(small, stage, hospital, binding)
         elif name in _KNOWN:
             _only(name, set(inner), set(_KNOWN[name]) | _ECHOED)
             found += [
@@ -105,7 +109,9 @@ def fields_of(
         elif name == "parcel":
             found += _parcel(inner, hospital)
         elif name == "payload":
-            found += _payload(inner, stage, hospital, binding)
+            _only(name, set(inner), {"bytes"})
+            large = record.array_records[name]["bytes"].data
+            found += _payload(large, stage, hospital, binding)
         elif name == "metrics":
             _only(name, set(inner), _METRICS)
             found += [Field(key, "1 number", _told(key, hospital, None)) for key in inner]
@@ -190,11 +196,9 @@ def _only(record: str, found: set[str], known: set[str]) -> None:
 
 
 def _payload(
-    payload: object, stage: str, hospital: Hospital | None, binding: RoundBinding | None
+    payload: bytes, stage: str, hospital: Hospital | None, binding: RoundBinding | None
 ) -> list[Field]:
-    assert isinstance(payload, ArrayRecord)
-    _only("payload", set(payload), {"bytes"})
-    size = f"{len(payload['bytes'].data)} bytes"
+    size = f"{len(payload)} bytes"
     if stage != "masked":
         what = {"train": "keys", "evaluate": "keys"}.get(stage, stage)
         if what not in _ENVELOPE:

@@ -15,14 +15,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from common.errors import ConsiliumError, ProtocolError
 from common.vectors import base_id
 
-VERSION = 1
+VERSION = 2
 
 RAW = "consilium.bytes"
 """Serialisation type of arrays that are bytes as they are, with no header and no copy."""
+
+PACKED = "consilium.safetensors"
+"""Serialisation type of one array that holds many, as a safetensors file. Flower asks for each
+array of a message by itself, each time through server and gate: a model is one array here."""
+
+SMALL = 64 * 1024
+"""Bytes up to which a payload travels beside its head, for the same reason."""
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -80,18 +89,26 @@ def check_name(name: str) -> str:
 
 
 def arrays_to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Arrays, in their order, as a Flower record."""
-    return ArrayRecord({k: Array(np.asarray(v, order="C")) for k, v in arrays.items()})
+    """Arrays by name as a Flower record of one array, whose shape is the number of values."""
+    packed = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    values = sum(int(np.size(array)) for array in arrays.values())
+    return ArrayRecord({"packed": Array("safetensors", (values,), PACKED, packed)})
 
 
 def record_to_arrays(record: RecordDict, name: str) -> dict[str, np.ndarray]:
-    """The arrays of one record; ProtocolError if there is none or one cannot be read."""
+    """The arrays of one record; ProtocolError if there is none or it cannot be read."""
     found = record.array_records.get(name)
     if found is None:
         raise ProtocolError(f"a message has no '{name}' arrays", "update the sender")
+    packed = found.get("packed")
+    if packed is None or len(found) != 1 or packed.stype != PACKED:
+        raise ProtocolError(
+            f"the arrays '{name}' of a message are not packed as they should be",
+            "run the same version of consilium at the server and at every hospital",
+        )
     try:
-        return {k: v.numpy() for k, v in found.items()}
-    except (ValueError, TypeError, EOFError) as e:
+        return dict(load(packed.data))
+    except (SafetensorError, ValueError, TypeError, KeyError) as e:
         raise ProtocolError(
             f"the arrays '{name}' of a message cannot be decoded ({type(e).__name__})",
             "send them again; if it recurs, update the sender",
@@ -356,7 +373,10 @@ class Envelope:
     payload: bytes
 
     def to_record(self) -> RecordDict:
-        """As Flower records; the payload as an array, which Flower sends in chunks."""
+        """As Flower records; a large payload as an array, which Flower sends in chunks."""
+        if len(self.payload) <= SMALL:
+            small = ConfigRecord({"version": VERSION, "payload": self.payload})
+            return RecordDict({"envelope": small})
         payload = Array("uint8", (len(self.payload),), RAW, self.payload)
         return RecordDict(
             {
@@ -368,7 +388,9 @@ class Envelope:
     @classmethod
     def from_record(cls, record: RecordDict) -> Envelope:
         """Read and check; ProtocolError for anything malformed."""
-        _head(record, "envelope")
+        head = _head(record, "envelope")
+        if "payload" in head:
+            return cls(_field(head, "payload", bytes))
         payload = record.array_records.get("payload", ArrayRecord()).get("bytes")
         if payload is None or payload.stype != RAW:
             raise ProtocolError("an envelope holds no bytes", "update the sender")

@@ -19,7 +19,7 @@ from client_app.outbox import Outbox
 from common.config import KEYS
 from common.errors import ProtocolError
 from common.files import consilium_home
-from common.messages import Delivery, Offer, Receipt, Refusal
+from common.messages import Delivery, Offer, Receipt, Refusal, arrays_to_record, record_to_arrays
 from common.model import ModelSpec, Weights, build, get_weights
 from common.privacy.ledger import Ledger
 from common.secagg import Identity
@@ -224,9 +224,9 @@ def test_a_vector_that_was_taken_back_never_leaves_again_and_the_server_is_told(
 
 
 def changed_weights(record: RecordDict) -> None:
-    weights = record.array_records["weights"]
+    weights = record_to_arrays(record, "weights")
     name = next(iter(weights))
-    weights[name] = type(weights[name])(weights[name].numpy() + 1)
+    record["weights"] = arrays_to_record(weights | {name: weights[name] + 1})
 
 
 def other_field(record: RecordDict) -> None:
