@@ -66,6 +66,9 @@ def run_config(place: Place, given: Mapping[str, Value], resume: str) -> dict[st
     values |= given
     if values.get("test-data"):
         values["test-data"] = str(_file(str(values["test-data"])))
+    base = Path(str(values.get("base") or "")).expanduser()
+    if values.get("base") and base.is_file():  # else it is a run's id
+        values["base"] = str(base.resolve())
     for name, value in _fixed(place.federation).items():
         if values.get(name, value) != value and (name in given or resume):
             whose = "--set" if name in given else f"the run {resume}"
