@@ -21,7 +21,7 @@ demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy,
 	$(PY) -m deploy.demo
 
 test: $(STAMP) ## The tests (a few minutes)
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
 	$(PY) -m pytest -m "slow and not deployment and not containers" --timeout 3600

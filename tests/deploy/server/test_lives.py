@@ -16,6 +16,7 @@ from deploy.runtime.ports import free_port
 from tests.deploy.server.conftest import CONSILIUM, Federation, alive, until
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_leaves_no_process_and_the_next_one_has_the_same_nodes(
     fed: Federation,
 ) -> None:
