@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,7 @@ def main(arguments: list[str]) -> None:
     prompt_retries()
     runtime = Runtime(address, state.secret, certificates=None)
     log.info("ready: %d files of installed code", len(own))
-    work = lambda source, token: run_installed(own, app, source, token)  # noqa: E731
-    Executor(runtime, HOSPITAL, work, at_once=1).run()
+    Executor(runtime, HOSPITAL, partial(run_installed, own, app), at_once=1).run()
 
 
 if __name__ == "__main__":
