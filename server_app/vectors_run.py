@@ -12,8 +12,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.errors import ConfigError, ConsiliumError
-from common.files import read_json, write_json
-from common.messages import check_run_id
+from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
 from common.vectors import Rule
@@ -21,7 +20,7 @@ from server_app.directory import Directory
 from server_app.evaluation import Evaluator
 from server_app.progress import Progress
 from server_app.registry import Registry
-from server_app.run_store import RunStore, runs_directory, versions
+from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
 from server_app.vectors import Vectors, limits_of
 from server_app.vectors_base import first_base
@@ -35,12 +34,6 @@ GREETING = 10.0
 
 Simulated ones share a few processes: greeted while others train, they would never be in time.
 """
-MAY_CHANGE = frozenset({
-    "versions", "duration", "vector-timeout", "publish-every", "publish-quorum", "publish-margin",
-    "merge-rule", "max-staleness", "simulated-delay",
-})  # fmt: skip
-"""Keys that a resumed run of vectors may change, beside those of every run: no vector and no
-published base depends on them."""
 
 
 @dataclass
@@ -155,21 +148,13 @@ class VectorsRun:
 
 
 def _open_store(config: RunConfig) -> tuple[RunStore, float]:
-    """The run's directory, and the seconds that it has taken so far.
-
-    What a run of vectors may change on being resumed is put back for the comparison only.
-    """
+    """The run's directory, and the seconds that it has taken so far."""
     values = config.as_dict()
     if not config.resume:
         return RunStore.create(values), 0.0
-    directory = runs_directory() / check_run_id(config.resume)
-    before = read_json(directory / "config.json")
-    store = RunStore.resume(
-        config.resume, values | {key: before.get(key, values[key]) for key in MAY_CHANGE}
-    )
-    write_json(directory / "config.json", values)
+    store = RunStore.resume(config.resume, values)
     try:
-        return store, float(read_json(directory / "summary.json")["wall_seconds"])
+        return store, float(read_json(store.directory / "summary.json")["wall_seconds"])
     except (ConsiliumError, KeyError, TypeError):
         return store, 0.0
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import getpass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-HospitalDir = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DIR", help="The hospital's folder.", readable=False, envvar="CONSILIUM_HOSPITAL"
-    ),
-]
+from deploy.provision.commands import HospitalDir
 
 
 def start(

@@ -37,7 +37,10 @@ FederationDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="The coordinator's folder.", readable=False)
 ]
 HospitalDir = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The hospital's folder.", readable=False)
+    Path,
+    typer.Argument(
+        metavar="DIR", help="The hospital's folder.", readable=False, envvar="CONSILIUM_HOSPITAL"
+    ),
 ]
 Hosts = Annotated[
     list[str],

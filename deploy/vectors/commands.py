@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy.provision.commands import HospitalDir
+
 vectors = typer.Typer(
     no_args_is_help=True,
     help="For the coordinator: a run's task vectors and bases (mode=vectors).",
@@ -18,12 +20,6 @@ vectors = typer.Typer(
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or its directory.")]
 Federation = Annotated[
     str, typer.Option(help="Folder or name of the federation whose run it is; else this home's.")
-]
-HospitalDir = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DIR", help="The hospital's folder.", readable=False, envvar="CONSILIUM_HOSPITAL"
-    ),
 ]
 Serial = Annotated[str, typer.Argument(metavar="SERIAL", help="The vector's serial, as listed.")]
 RuleOption = Annotated[str, typer.Option("--rule", help="A merge rule; default: the run's.")]
