@@ -46,13 +46,15 @@ SETTINGS = {
     "model-width": "0.25", "privacy": "local", "epsilon": "8.0", "secagg": "true", "quorum": "1.0",
 }  # fmt: skip
 PATIENCE = 120.0
+PICTURES = 300
+"""Synthetic ones in the whole federation: few, since waiting is measured and not training."""
 
 
 def make_federation(root: Path, hospitals: int, data: Path | None, port: int) -> list[Path]:
     """A demonstration federation for a server on loopback; the hospitals' folders."""
     arguments = ["federation", "demo", str(root), "--hospitals", str(hospitals)]
     arguments += ["--address", f"localhost:{port}"]
-    arguments += ["--data", str(data)] if data else ["--images", "700"]
+    arguments += ["--data", str(data)] if data else ["--images", str(PICTURES)]
     subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments], check=True, capture_output=True
     )

@@ -258,6 +258,7 @@ def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
         optimizer=c.optimizer,
         threads=c.threads,
         privacy=None if run is None else run.step(),
+        schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
     )
     # Another order of batches for each hospital and round, the same for the same seed.
     number = job.round + work.draw

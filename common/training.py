@@ -26,6 +26,7 @@ from common.privacy.engine import (
 )
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
+from common.schedule import learning_rate_factor
 
 
 class TrainingError(ConsiliumError):
@@ -84,6 +85,8 @@ class TrainSettings:
     optimizer: str
     threads: int = 1
     privacy: PrivateStep | None = None
+    schedule: str = "constant"
+    """How the learning rate falls over the steps of this call (:mod:`common.schedule`)."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ def train(
     if settings.privacy is None:
         batches = _shuffled(images, labels, settings.batch_size, settings.epochs, seed)
         optimizer = _make_optimizer(model, settings)
-        loss, steps = _descend(model, optimizer, batches, criterion)
+        planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
+        rate = _Rate(settings, planned)
+        loss, steps = _descend(model, optimizer, batches, criterion, rate)
     else:
         private = PoissonBatches(
             images,
@@ -220,10 +225,27 @@ def _train_private(
     )
     watch = ContiguityWatch(model)
     try:
-        return _descend_private(wrapped, optimizer, batches, criterion)
+        rate = _Rate(settings, privacy.steps)
+        return _descend_private(wrapped, optimizer, batches, criterion, rate)
     finally:
         watch.remove()
         wrapped.remove_hooks()  # type: ignore[operator]  # the caller's model is plain again
+
+
+@dataclass
+class _Rate:
+    """The learning rate before each of ``planned`` steps."""
+
+    settings: TrainSettings
+    planned: int
+    done: int = 0
+
+    def set(self, optimizer: torch.optim.Optimizer, *, ends: bool = True) -> None:
+        """Set it for the next step; ``ends``: whether the step is over then."""
+        factor = learning_rate_factor(self.settings.schedule, self.done / self.planned)
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * factor
+        self.done += ends
 
 
 def _descend(
@@ -231,10 +253,12 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],
     criterion: Criterion,
+    rate: _Rate,
 ) -> tuple[float, int]:
     total, images, steps = 0.0, 0, 0
     for x, y in batches:
         optimizer.zero_grad()
+        rate.set(optimizer)
         loss = criterion(model(x), y)
         total += _finite(loss) * len(y)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -244,11 +268,16 @@ def _descend(
 
 
 def _descend_private(
-    model: nn.Module, optimizer: SecureDPOptimizer, batches: PoissonBatches, criterion: Criterion
+    model: nn.Module,
+    optimizer: SecureDPOptimizer,
+    batches: PoissonBatches,
+    criterion: Criterion,
+    rate: _Rate,
 ) -> float:
     total, images = 0.0, 0
     for part in batches:
         optimizer.zero_grad()
+        rate.set(optimizer, ends=part.last)
         if len(part.labels):
             loss = criterion(model(part.images), part.labels) * len(part.labels)
             # Not an error if it is not finite: whether it is hangs on single images.

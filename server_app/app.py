@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 def _prepare(grid: Grid, config: RunConfig) -> Run:
     # torch and the rest only now: a wrong configuration is told at once.
     if config.mode == "vectors":
-        from server_app.vectors_run import VectorsRun
+        from server_app.vectors.run import VectorsRun
 
         return VectorsRun.prepare(grid, config)
     from server_app.coordinator import Coordinator

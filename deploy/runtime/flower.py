@@ -1,4 +1,4 @@
-"""Flower 1.41 as our processes use it: its environment, and three waits made shorter.
+"""Flower 1.41 as our processes use it: its environment, three waits made shorter, a write spared.
 
 Flower has no setting for these waits (docs/flower.md, §5): a SuperNode that has nothing to do
 sleeps 3 s, an object that is not there yet is asked for again after 1 s, a server that is away
@@ -19,6 +19,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 SWITCHES = {
     # Nothing is fetched, nothing is told to anyone, while a run goes on.
@@ -38,7 +39,13 @@ OBJECT_BACKOFF = 0.05
 RETRY_PAUSE = 5
 """Most seconds between two attempts to reach a server that does not answer."""
 
-SHARE, LEAST_WAIT, LONGEST_WAIT = 0.05, 0.05, 3.0
+EXPIRY = 1.0
+"""Seconds between two looks for tasks that expired."""
+
+NEXT_DOOR = 0.05
+"""Seconds between two looks for the answer of an app on the same machine; Flower takes 0.5."""
+
+SHARE, LEAST_WAIT, LONGEST_WAIT = 0.05, 0.1, 3.0
 """Part of the time without work after which is looked again; its bounds in seconds."""
 
 _LOOPBACK = "localhost,127.0.0.1,::1"
@@ -131,13 +138,38 @@ def prompt_supernode() -> None:
         if seconds == _IDLE:
             time.sleep(patience.seconds())
         else:  # for an answer of the app next door, or for an object of it
-            time.sleep(min(seconds, LEAST_WAIT))
+            time.sleep(min(seconds, NEXT_DOOR))
 
     # The module's own names only: nothing else of the process sleeps less.
     start_client_internal._pull_and_store_message = pull
     start_client_internal._push_messages = push
     names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
     vars(start_client_internal)["time"] = SimpleNamespace(**names | {"sleep": sleep})
+
+
+def seldom_expiry(seconds: float = EXPIRY) -> None:
+    """Look for tasks that nobody works on any more once in ``seconds``, not at every call.
+
+    Flower's database state does so whenever a run's status is asked for, with two updates: each
+    call at the server (several for every message) then waits for SQLite's one write lock, and was
+    measured to spend most of its time there. A task expires after some 30 s without a sign of
+    life, so that a second more changes nothing.
+    """
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+
+    look = SqlCoreState._cleanup_expired_task_tokens
+    if getattr(look, "seldom", False):
+        return
+    looked: WeakKeyDictionary[SqlCoreState, float] = WeakKeyDictionary()
+
+    def seldom(self: SqlCoreState) -> None:
+        now = time.monotonic()
+        if now - looked.get(self, -seconds) >= seconds:
+            looked[self] = now
+            look(self)
+
+    vars(seldom)["seldom"] = True
+    SqlCoreState._cleanup_expired_task_tokens = seldom  # type: ignore[method-assign]
 
 
 def die_with_parent() -> None:

@@ -14,7 +14,7 @@ from client_app.outbox import Item, Outbox
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.messages import Offer
-from server_app.vectors_base import read_base
+from server_app.vectors.base import read_base
 
 
 def fine_tune_offline(folder: HospitalFolder, base: Path) -> tuple[Item, bool]:

@@ -50,14 +50,14 @@ class Place:
 
     def open(self) -> Registry:
         """The run's registry; a server that runs meanwhile sees what is done."""
-        from server_app.vectors import limits_of
+        from server_app.vectors.strategy import limits_of
 
         return Registry(self.directory / "registry", limits_of(self.config), create=False)
 
     def judge(self) -> Any:
         """Accuracy of weights on the run's public images; None if it has none. Needs torch."""
-        from server_app.vectors_base import read_base
-        from server_app.vectors_public import Judge, judging_images
+        from server_app.vectors.base import read_base
+        from server_app.vectors.public import Judge, judging_images
 
         images = judging_images(self.config)
         _, note = read_base(self.directory / "base.safetensors")

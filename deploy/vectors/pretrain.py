@@ -16,8 +16,8 @@ from common.model import ModelSpec, Weights, build, get_weights
 from common.simulation import load_dataset
 from common.training import TrainSettings, to_tensor, train
 from common.vectors import Base
-from server_app.vectors_base import write_base
-from server_app.vectors_public import Judge, public_split
+from server_app.vectors.base import write_base
+from server_app.vectors.public import Judge, public_split
 
 PHASES = ((0.6, 1.0), (0.25, 0.3), (0.15, 0.1))
 """(share of the epochs, factor on the learning rate): smaller steps towards the end."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from common.model import ModelSpec, build, get_weights, set_weights, weights_dig
 from common.privacy.engine import PoissonBatches, make_private
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
+from common.schedule import SCHEDULES, learning_rate_factor
 from common.training import (
     PrivateStep,
     TrainingError,
@@ -94,6 +97,30 @@ def test_training_learns(images: torch.Tensor, labels: torch.Tensor) -> None:
     assert after.loss_sum < 0.8 * before.loss_sum
     assert result.examples == 48
     assert result.steps == 15 * 3
+
+
+@pytest.mark.parametrize("settings", [PLAIN, private(1.0)], ids=["plain", "private"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_learning_rate_of_each_step_is_the_schedules(
+    schedule: str,
+    settings: TrainSettings,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    for kind in (torch.optim.Adam, torch.optim.SGD):
+        step = kind.step
+        monkeypatch.setattr(
+            kind, "step",
+            lambda self, *a, step=step: (rates.append(self.param_groups[0]["lr"]), step(self, *a)),
+        )  # fmt: skip
+    start = get_weights(build(SPEC, seed=0))
+    how = dataclasses.replace(settings, schedule=schedule)
+    steps = train(build(SPEC), start, images, labels, how, seed=0).steps
+    expected = [how.learning_rate * learning_rate_factor(schedule, i / steps) for i in range(steps)]
+    assert rates == pytest.approx(expected)
+    assert (rates[-1] < rates[0]) == (schedule != "constant")
 
 
 def test_with_privacy_no_seed_decides_anything(images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -58,7 +58,7 @@ def test_what_the_coordinator_runs_on_its_own_side_is_its_own_business(archive: 
         {"client_app/extra.py": b""},
         {"client_app/extra.so": b"\x7fELF"},
         {"common/sub/new.pth": b"import os"},
-        {"common/config.py": b"x"},
+        {"common/errors.py": b"x"},
     ],
 )
 def test_a_file_of_the_hospitals_part_that_differs_is_refused_and_named(

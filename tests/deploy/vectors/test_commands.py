@@ -16,8 +16,8 @@ from common.errors import ConfigError, RoundError
 from common.vectors import Base, VectorError
 from deploy.cli import cli
 from deploy.inprocess import run_in_process
-from server_app import vectors
 from server_app.run_store import runs_directory
+from server_app.vectors import strategy
 
 SYNTHETIC = ["dataset=synthetic", "synthetic-size=1500", "model-width=0.03125"]
 CONFIG: dict[str, Any] = {
@@ -46,7 +46,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "LOOK", 0.05)
+    monkeypatch.setattr(strategy, "LOOK", 0.05)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 

@@ -22,9 +22,9 @@ from common.privacy.ledger import Ledger
 from common.simulation import LEDGER
 from deploy.inprocess import InProcessGrid, run_in_process
 from deploy.provision.demo import Demo, make
-from server_app import vectors
 from server_app.registry import Registry
 from server_app.run_store import runs_directory
+from server_app.vectors import strategy
 from tests.deploy.vectors.test_commands import consilium
 
 N = 3
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def federation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(vectors, "LOOK", 0.05)
+    monkeypatch.setattr(strategy, "LOOK", 0.05)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     root = tmp_path / "federation"
     shutil.copytree(made, root)
@@ -123,7 +123,7 @@ def test_a_vector_made_offline_is_delivered_later_and_can_be_taken_back(federati
 
 def _base_of(federation: Path, version: int) -> str:
     """A published base with its note, as the coordinator hands it out."""
-    from server_app.vectors_base import read_base, write_base
+    from server_app.vectors.base import read_base, write_base
 
     _, note = read_base(the_run() / "base.safetensors")
     with Registry(the_run() / "registry", create=False) as registry:

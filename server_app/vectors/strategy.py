@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 from common.config import RunConfig
@@ -35,10 +35,11 @@ from common.vectors import (
 from common.vectors.checks import ENOUGH_NORMS
 from server_app.directory import Directory
 from server_app.registry import GateRefusal, Proposal, Registry
-from server_app.vectors_keys import Keys
-from server_app.vectors_post import Answer, Post
-from server_app.vectors_public import Judge
-from server_app.vectors_record import Journal
+from server_app.vectors.keys import Keys
+from server_app.vectors.post import Answer, Post
+from server_app.vectors.public import Judge
+from server_app.vectors.record import Journal
+from server_app.vectors.standing import Standing
 
 LOOK = 5.0
 """Seconds between two looks for hospitals that came or went, and for what a person did."""
@@ -48,33 +49,6 @@ FAREWELL = 10.0
 """Seconds that receipts have at the end."""
 MOST_INFLUENCES = 20
 """Hospitals up to which the influence of each is measured: an evaluation for every one."""
-
-
-@dataclass
-class Standing:
-    """One hospital: for which version it delivered or refused, and the receipt that it is due."""
-
-    done: int = -1
-    refusal: str = ""
-    heard: float = 0.0
-    accepted: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    withdrawn: list[str] = field(default_factory=list)
-    told: Receipt | None = None
-    """The receipt that is under way: more may become due meanwhile."""
-
-    def heard_receipt(self) -> None:
-        """What was told is due no more."""
-        told, self.told = self.told, None
-        if told is not None:
-            self.accepted = [s for s in self.accepted if s not in told.accepted]
-            self.withdrawn = [s for s in self.withdrawn if s not in told.withdrawn]
-            self.refused = {s: c for s, c in self.refused.items() if told.refused.get(s) != c}
-
-    @property
-    def due(self) -> bool:
-        """Whether there is anything to tell it."""
-        return bool(self.accepted or self.refused or self.withdrawn)
 
 
 @dataclass

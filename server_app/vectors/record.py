@@ -27,7 +27,7 @@ from common.vectors import Base, GateResult, InfluenceTable, TaskVector, VectorE
 from server_app.progress import duration, percent
 from server_app.registry import Accepted, Proposal, Registry, VectorRow
 from server_app.run_store import RunStore
-from server_app.vectors_base import write_base
+from server_app.vectors.base import write_base
 
 Test = Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
 Row = dict[str, Any]

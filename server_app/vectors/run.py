@@ -22,12 +22,12 @@ from server_app.progress import Progress
 from server_app.registry import Registry
 from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
-from server_app.vectors import Vectors, limits_of
-from server_app.vectors_base import first_base
-from server_app.vectors_keys import Keys
-from server_app.vectors_post import Post
-from server_app.vectors_public import Judge, judging_images
-from server_app.vectors_record import Journal, by_hospital, influence_rows, summary_table
+from server_app.vectors.base import first_base
+from server_app.vectors.keys import Keys
+from server_app.vectors.post import Post
+from server_app.vectors.public import Judge, judging_images
+from server_app.vectors.record import Journal, by_hospital, influence_rows, summary_table
+from server_app.vectors.strategy import Vectors, limits_of
 
 GREETING = 10.0
 """Seconds that a real node has to tell its name before the loop goes on without it.

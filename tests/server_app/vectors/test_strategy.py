@@ -23,10 +23,10 @@ from common.secagg import Identity
 from common.simulation import LEDGER
 from common.vectors import Base, Rule
 from deploy.inprocess import Fault, InProcessGrid, run_in_process
-from server_app import vectors
 from server_app.registry import Registry
 from server_app.run_store import runs_directory
-from server_app.vectors_public import Judge
+from server_app.vectors import strategy
+from server_app.vectors.public import Judge
 
 TINY: dict[str, Any] = {
     "mode": "vectors", "dataset": "synthetic", "synthetic-size": 240, "partition": "iid",
@@ -37,9 +37,9 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "LOOK", 0.05)
-    monkeypatch.setattr("server_app.vectors_post.FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("server_app.vectors_post.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(strategy, "LOOK", 0.05)
+    monkeypatch.setattr("server_app.vectors.post.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("server_app.vectors.post.LONGEST_WAIT", 0.05)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
@@ -220,7 +220,7 @@ def test_a_killed_server_goes_on_to_the_base_that_it_would_have_reached(
     settings = {**TINY, "base": base, "versions": 2, "publish-every": 3}
     with monkeypatch.context() as context:
         after(number, Registry, method, context)
-        context.setattr("server_app.vectors_run.VectorsRun.conclude", lambda *_: None)
+        context.setattr("server_app.vectors.run.VectorsRun.conclude", lambda *_: None)
         with pytest.raises(Killed):
             run_in_process(settings, num_hospitals=3)
     run_in_process({**settings, "resume": the_run().name}, num_hospitals=3)
@@ -397,7 +397,7 @@ def test_a_withdrawn_vector_leaves_the_model_as_if_it_had_never_come(
     identity = Identity((home / "identity.key").read_bytes())
     assert outbox(2).withdraw(item.serial, "hospital-02", identity).state == "withdrawal waits"
     assert not (outbox(2).folder / f"{item.serial}.safetensors").exists()
-    monkeypatch.setattr(vectors, "KNOCK", 0.0)
+    monkeypatch.setattr(strategy, "KNOCK", 0.0)
     run_in_process({**settings, "resume": the_run().name, "versions": 2}, num_hospitals=4)
     assert [row["serial"] for row in lines("withdrawal")] == [item.serial]
     assert outbox(2).items()[0].state == "withdrawn"

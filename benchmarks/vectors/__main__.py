@@ -1,0 +1,101 @@
+"""What merged task vectors reach, beside single hospitals, FedAvg and centralised training.
+
+    python -m benchmarks.vectors --data bloodmnist.npz [--epochs 10] [--seeds 0,1,2]
+        [--bases public,none] [--partitions size-skew,dirichlet] [--fresh]
+
+Ten hospitals, DPResNet at width 0.25, no privacy, the same total compute for every method: each
+image is passed ``epochs`` times. One cell is a partition, a base and a seed; a cell that is in
+``benchmarks/results/vectors.json`` is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.vectors.methods import BASES, base_of, centralised, federated, merged, repeated
+from benchmarks.vectors.world import Workers, config_of
+from common.files import read_json, write_json
+
+RESULTS = Path(__file__).parents[1] / "results" / "vectors.json"
+KEY = ("partition", "base", "seed", "epochs")
+
+
+def main() -> None:
+    """Run what is missing, keep it cell by cell, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="an npz file in MedMNIST's form; else synthetic")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--bases", default=",".join(BASES))
+    parser.add_argument("--partitions", default="size-skew,dirichlet")
+    parser.add_argument("--base-epochs", type=int, default=40, help="of the public base")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if arguments.out.exists() and not arguments.fresh:
+        rows = read_json(arguments.out)
+    workers = Workers()
+    try:
+        for base in arguments.bases.split(","):
+            for seed in map(int, arguments.seeds.split(",")):
+                for partition in arguments.partitions.split(","):
+                    cell = {"partition": partition, "base": base, "seed": seed,
+                            "epochs": arguments.epochs}  # fmt: skip
+                    if any(all(r[k] == cell[k] for k in KEY) for r in rows):
+                        continue
+                    started = time.monotonic()
+                    rows += run_cell(workers, arguments, cell, rows)
+                    write_json(arguments.out, rows)
+                    print(cell, f"{time.monotonic() - started:.0f} s", flush=True)
+    finally:
+        workers.close()
+    show(rows)
+
+
+def run_cell(
+    workers: Workers, arguments: argparse.Namespace, cell: dict[str, Any],
+    known: list[dict[str, Any]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every method of one cell, as rows; centralised training is the same for all partitions."""
+    config = config_of(arguments.data, cell["partition"], cell["seed"])
+    base = base_of(workers, config, cell["base"], arguments.base_epochs)
+    found = merged(workers, config, base, arguments.epochs)
+    found |= {"fedavg": federated(workers, config, base, arguments.epochs)[-1].row()}
+    found |= {"asynchronous": repeated(workers, config, base, arguments.epochs)[-1].row()}
+    same = [r for r in known if r["method"] == "centralised"
+            and all(r[k] == cell[k] for k in KEY if k != "partition")]  # fmt: skip
+    if same:
+        figures = ("test_accuracy", "test_macro_f1", "val_accuracy")
+        found["centralised"] = {k: same[0][k] for k in figures}
+    else:
+        found["centralised"] = centralised(workers, config, base, arguments.epochs).row()
+    return [{**cell, "method": method, **figures} for method, figures in found.items()]
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Test accuracy, mean ± sd over the seeds, one column for each base and partition."""
+    columns = sorted({(r["base"], r["partition"]) for r in rows}, reverse=True)
+    table = Table("method", *(f"{base} base\n{partition}" for base, partition in columns))
+    for method in dict.fromkeys(r["method"] for r in rows):
+        cells = []
+        for base, partition in columns:
+            values = [
+                100 * r["test_accuracy"] for r in rows
+                if (r["method"], r["base"], r["partition"]) == (method, base, partition)
+            ]  # fmt: skip
+            sd = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{sd} (n={len(values)})" if values else "–")
+        table.add_row(method, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The records on the wire: each built and read in one place, versioned.
+
+Every message carries ``version``, the run and the round. A reader refuses another version or
+another run (:class:`~common.errors.ProtocolError`): nothing of an old run is ever taken for
+an answer to a new one. No record holds an image, a file name or a path.
+"""
+
+from common.messages.answers import Greeting, Refusal
+from common.messages.rounds import Envelope, Job, Report
+from common.messages.vectors import MAX_WITHDRAWALS, Delivery, Offer, Receipt
+from common.messages.wire import (
+    RAW,
+    SMALL,
+    VERSION,
+    arrays_to_record,
+    check_name,
+    check_run_id,
+    record_to_arrays,
+)
+
+__all__ = [
+    "MAX_WITHDRAWALS",
+    "RAW",
+    "SMALL",
+    "VERSION",
+    "Delivery",
+    "Envelope",
+    "Greeting",
+    "Job",
+    "Offer",
+    "Receipt",
+    "Refusal",
+    "Report",
+    "arrays_to_record",
+    "check_name",
+    "check_run_id",
+    "record_to_arrays",
+]

@@ -1,0 +1,142 @@
+"""The records of a synchronous round: a job, its report, and secure aggregation's envelopes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.errors import ProtocolError
+from common.messages.wire import (
+    RAW,
+    SMALL,
+    VERSION,
+    arrays_to_record,
+    check_name,
+    check_run_id,
+    field_of,
+    head_of,
+    record_to_arrays,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a server asks of a hospital: train on, or evaluate, the model ``weights``."""
+
+    run: str
+    round: int
+    model_digest: bytes
+    """Digest of the :class:`common.model.ModelSpec` that the weights belong to."""
+    weights: Mapping[str, np.ndarray]
+    invitation: bytes = b""
+    """Of secure aggregation; empty: the server asks for update and figures in the clear."""
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        head = ConfigRecord(
+            {
+                "version": VERSION,
+                "run": self.run,
+                "round": self.round,
+                "model": self.model_digest,
+                "invitation": self.invitation,
+            }
+        )
+        return RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Job:
+        """Read and check; ProtocolError for anything malformed."""
+        head = head_of(record, "job")
+        round_ = field_of(head, "round", int)
+        if round_ < 0:
+            raise ProtocolError("a message's round is negative", "update the sender")
+        return cls(
+            run=check_run_id(field_of(head, "run", str)),
+            round=round_,
+            model_digest=field_of(head, "model", bytes),
+            weights=record_to_arrays(record, "weights"),
+            invitation=field_of(head, "invitation", bytes),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a hospital answers: its update (when it trained) and its figures.
+
+    ``metrics`` are sums, so that they can be added up over hospitals: ``examples``,
+    ``train-loss-sum``, ``val-examples``, ``val-loss-sum``, ``val-correct``.
+    """
+
+    run: str
+    round: int
+    hospital: str
+    metrics: Mapping[str, float]
+    update: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def to_record(self) -> RecordDict:
+        """As Flower records."""
+        head = ConfigRecord(
+            {"version": VERSION, "run": self.run, "round": self.round, "hospital": self.hospital}
+        )
+        record = RecordDict({"report": head, "metrics": MetricRecord(dict(self.metrics))})
+        if self.update:
+            record["update"] = arrays_to_record(self.update)
+        return record
+
+    @classmethod
+    def from_record(cls, record: RecordDict, *, run: str, round: int) -> Report:
+        """Read and check against the run and round that were asked; ProtocolError otherwise."""
+        head = head_of(record, "report")
+        if head.get("run") != run or head.get("round") != round:
+            raise ProtocolError(
+                f"an answer belongs to run {head.get('run')!r}, round {head.get('round')!r}, "
+                f"not to run {run!r}, round {round}",
+                "nothing: it is an answer that came too late, and was not used",
+            )
+        metrics: dict[str, float] = {}
+        for key, value in record.metric_records.get("metrics", MetricRecord()).items():
+            if not isinstance(value, int | float) or not np.isfinite(value):
+                raise ProtocolError(f"metric '{key}' is not a finite number", "update the sender")
+            metrics[key] = float(value)
+        return cls(
+            run=run,
+            round=round,
+            hospital=check_name(field_of(head, "hospital", str)),
+            metrics=metrics,
+            update=record_to_arrays(record, "update") if "update" in record.array_records else {},
+        )
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One message of secure aggregation, either way; :mod:`common.secagg` reads the payload."""
+
+    payload: bytes
+
+    def to_record(self) -> RecordDict:
+        """As Flower records; a large payload as an array, which Flower sends in chunks."""
+        if len(self.payload) <= SMALL:
+            small = ConfigRecord({"version": VERSION, "payload": self.payload})
+            return RecordDict({"envelope": small})
+        payload = Array("uint8", (len(self.payload),), RAW, self.payload)
+        return RecordDict(
+            {
+                "envelope": ConfigRecord({"version": VERSION}),
+                "payload": ArrayRecord({"bytes": payload}),
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> Envelope:
+        """Read and check; ProtocolError for anything malformed."""
+        head = head_of(record, "envelope")
+        if "payload" in head:
+            return cls(field_of(head, "payload", bytes))
+        payload = record.array_records.get("payload", ArrayRecord()).get("bytes")
+        if payload is None or payload.stype != RAW:
+            raise ProtocolError("an envelope holds no bytes", "update the sender")
+        return cls(payload.data)

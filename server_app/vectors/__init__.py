@@ -1,0 +1,4 @@
+"""The asynchronous strategy, ``mode="vectors"``: task vectors whenever a hospital has one.
+
+``strategy.py`` reads as the algorithm; ``run.py`` sets a run up and concludes it.
+"""
