@@ -26,6 +26,7 @@ from server_app.progress import Progress
 from server_app.rounds import Outcome, add_update, plain_round, with_momentum
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
+from server_app.vectors.base import first_base
 
 CONSECUTIVE_FAILURES = 3
 """Rounds in a row that may fail (model unchanged each time) before the run gives up."""
@@ -94,12 +95,13 @@ class FedAvg:
 
         The step before is all the state that momentum has, so a resumed run needs no other file.
         """
-        fresh = get_weights(build(self.spec, seed=self.config.seed))
+        order = list(get_weights(build(self.spec)))  # which a file does not keep
         done = self.store.last_round()
         if done is not None:
             last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
-            # In the model's own order, which a file does not keep.
-            return done, {k: last[k] for k in fresh}, {k: before[k] for k in fresh}
+            return done, {k: last[k] for k in order}, {k: before[k] for k in order}
+        base = first_base(self.config, self.spec)
+        fresh = {k: np.asarray(base.weights[k]) for k in order}
         record: dict[str, Any] = {"round": 0, "status": "ok", "test": None, "seconds": 0.0}
         if self.evaluate is not None:
             record["test"] = self.evaluate(fresh)

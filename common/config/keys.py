@@ -111,8 +111,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="stage-timeout", default=60.0, low=0.0, low_open=True, high=86_400.0,
         meaning="seconds for each stage of secure aggregation after training"),
     Key(name="base", default="",
-        meaning="vectors: the first base: path of a .safetensors file (consilium pretrain makes "
-        "one), or a run's id; empty: random weights, see allow-random-base"),
+        meaning="where training starts: path of a .safetensors file (consilium pretrain makes "
+        "one), or a run's id; empty: random weights (vectors: see allow-random-base)"),
     Key(name="allow-random-base", default=False,
         meaning="vectors: merge vectors of random weights too; measured to fail (15 % accuracy)"),
     Key(name="merge-rule", default="mean",

@@ -76,9 +76,10 @@ def _named(note: BaseNote) -> dict[str, Any]:
 
 
 def first_base(config: RunConfig, spec: ModelSpec) -> Base:
-    """The base that ``config`` names; ConfigError or ModelError if it is none of this model.
+    """What training starts from, in either mode: the base that ``config`` names.
 
     A base's file, any other .safetensors of the model, a run's best model, or random weights.
+    ConfigError or ModelError if it is none of this model.
     """
     fresh = get_weights(build(spec, seed=config.seed))
     if not config.base:

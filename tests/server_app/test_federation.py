@@ -204,6 +204,19 @@ def test_a_resumed_run_ends_with_the_same_model_as_one_that_was_never_stopped() 
     ).read_bytes()
 
 
+def test_training_starts_from_the_base_that_is_named_a_file_or_a_run() -> None:
+    run_in_process({**TINY, "rounds": 1}, num_hospitals=2)
+    first = the_run()
+    best = load_file(first / "best.safetensors")
+    seen = {first}
+    for base in (str(first / "best.safetensors"), first.name):
+        run_in_process({**TINY, "rounds": 1, "base": base}, num_hospitals=2)
+        (run,) = set(runs_directory().iterdir()) - seen
+        seen.add(run)
+        start = load_file(run / "round-0000.safetensors")
+        assert all((start[k] == best[k]).all() for k in best)
+
+
 def test_a_fraction_of_the_hospitals_is_asked_and_who_depends_on_the_seed() -> None:
     run_in_process({**TINY, "fraction": 0.5, "rounds": 4}, num_hospitals=4)
     asked = [tuple(r["expected"]) for r in lines(the_run())[1:]]
