@@ -105,10 +105,8 @@ def federated(
         )
         updates = workers.updates([Task(config, i, weights, settings, number) for i in names])
         total = sum(count[i] for i in names)
-        mean = {
-            k: sum(count[i] / total * u[k].astype(np.float64)
-                   for i, u in zip(names, updates, strict=True)) for k in weights
-        }  # fmt: skip
+        shares = [count[i] / total for i in names]
+        mean = {k: np.average([u[k] for u in updates], axis=0, weights=shares) for k in weights}
         weights = moved(weights, mean)
         found.append(workers.measures(config, [weights])[0])
     return found
