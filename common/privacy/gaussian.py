@@ -34,8 +34,10 @@ Not closed here:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,6 +96,20 @@ class GaussianSum:
         ``dimension`` coordinates, each released once. Raises PrivacyError where ``values``
         holds NaN or infinity, to which noise adds nothing, or numbers too large for the grid.
         """
+        out = torch.empty(values.numel(), dtype=torch.float32)
+        for start, whole in self._integers(values, random):
+            out[start : start + len(whole)] = whole.mul_(self.step)
+        return out.reshape(values.shape).to(values.device)
+
+    def release_integers(self, values: Tensor, random: SecureRandom) -> np.ndarray:
+        """The same as the integers that multiply :attr:`step`: (n,) int64, ``values`` flattened."""
+        out = np.empty(values.numel(), dtype=np.int64)
+        for start, whole in self._integers(values, random):
+            out[start : start + len(whole)] = whole.numpy()
+        return out
+
+    def _integers(self, values: Tensor, random: SecureRandom) -> Iterator[tuple[int, Tensor]]:
+        """(first index, noisy multiples of the step in float64, exact), chunk by chunk."""
         flat = values.detach().reshape(-1).cpu()
         n, step, std = flat.numel(), self.step, self.std / self.step
         if n > self.dimension:
@@ -101,7 +117,6 @@ class GaussianSum:
                 f"{n} values in a sum of {self.dimension} coordinates",
                 "count every trainable parameter in the dimension",
             )
-        out = torch.empty(n, dtype=torch.float32)
         space = torch.empty(min(n, LARGEST_CHUNK), dtype=torch.float64)
         if n:
             _check_size(flat, _EXACT * step)
@@ -109,9 +124,7 @@ class GaussianSum:
             for start, noise in random.normal_chunks(n):
                 end = start + len(noise)
                 whole = space[: len(noise)].copy_(flat[start:end]).mul_(1.0 / step).round_()
-                noise.mul_(std).round_().add_(whole)  # integers: exact
-                out[start:end] = noise.mul_(step)
-        return out.reshape(values.shape).to(values.device)
+                yield start, noise.mul_(std).round_().add_(whole)  # integers: exact
 
 
 def _check_size(flat: Tensor, limit: float) -> None:

@@ -58,8 +58,8 @@ class GateRefusal(VectorError):
     def __init__(self, result: GateResult) -> None:
         super().__init__(
             "registry-gate",
-            f"the candidate's validation accuracy is {result.candidate}, the current base's "
-            f"{result.current}; the margin is {result.margin:.4f}",
+            f"the candidate's validation accuracy is {_percent(result.candidate)}, the current "
+            f"base's {_percent(result.current)}; the margin is {_percent(result.margin)}",
             "see which hospital's vector harms (its influence) and exclude it, or wait for more",
         )
         self.result = result
@@ -280,3 +280,7 @@ def _no_version(version: int) -> VectorError:
         f"the line of bases has no version {version} that this can be done with",
         "list the bases",
     )
+
+
+def _percent(value: float | None) -> str:
+    return "not known" if value is None else f"{100 * value:.2f} %"
