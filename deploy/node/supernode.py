@@ -15,7 +15,13 @@ from client_app.hospital_file import HospitalFolder
 from common.errors import ConsiliumError
 from deploy.node.state import NodeState
 from deploy.provision.keys import load_node_key
-from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retries, prompt_supernode
+from deploy.runtime.flower import (
+    die_with_parent,
+    drop_what_ended,
+    prompt_objects,
+    prompt_retries,
+    prompt_supernode,
+)
 
 
 def sign_off(folder: HospitalFolder, address: str, node_id: int) -> None:
@@ -81,6 +87,7 @@ def main(arguments: list[str]) -> None:
     prompt_objects()
     prompt_retries()
     prompt_supernode()
+    drop_what_ended()
     keep_track(state)
 
     from flwr.supernode.cli.flower_supernode import flower_supernode

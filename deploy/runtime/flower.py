@@ -1,4 +1,4 @@
-"""Flower 1.41 as our processes use it: its environment, three waits made shorter, a write spared.
+"""Flower 1.41 as our processes use it: its environment, what it waits for and leaves behind.
 
 Flower has no setting for these waits (docs/flower.md, §5): a SuperNode that has nothing to do
 sleeps 3 s, an object that is not there yet is asked for again after 1 s, a server that is away
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,6 +145,34 @@ def prompt_supernode() -> None:
     start_client_internal._push_messages = push
     names = {name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
     vars(start_client_internal)["time"] = SimpleNamespace(**names | {"sleep": sleep})
+
+
+def drop_what_ended() -> None:
+    """Let a SuperNode forget a message whose run ended while its objects were fetched.
+
+    Flower leaves the message and its task there, without the objects. The app that has taken the
+    task asks for them for hours, and no other message is answered meanwhile.
+    """
+    from flwr.supercore.run import RunNotRunningException
+    from flwr.supernode import start_client_internal
+
+    receive_and_store = start_client_internal._pull_and_store_message
+
+    def ordinary(call: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any) -> Any:
+            try:
+                return call(*args)
+            except RunNotRunningException:  # no Exception: Flower's own clean-up lets it through
+                raise RuntimeError("the run has ended") from None
+
+        return made
+
+    def pull(**kwargs: Any) -> int | None:
+        for name in ("pull_object", "confirm_message_received"):
+            kwargs[name] = ordinary(kwargs[name])
+        return receive_and_store(**kwargs)
+
+    start_client_internal._pull_and_store_message = pull
 
 
 def seldom_expiry(seconds: float = EXPIRY) -> None:
