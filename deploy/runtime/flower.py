@@ -172,7 +172,7 @@ def drop_what_ended() -> None:
             kwargs[name] = ordinary(kwargs[name])
         return receive_and_store(**kwargs)
 
-    start_client_internal._pull_and_store_message = pull
+    vars(start_client_internal)["_pull_and_store_message"] = pull
 
 
 def seldom_expiry(seconds: float = EXPIRY) -> None:
