@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,9 @@ class TrainSettings:
     optimizer: str
     threads: int = 1
     privacy: PrivateStep | None = None
+    precision: str = "float32"
+    """``bfloat16``: forward and backward compute in it where that is safe (PyTorch's autocast);
+    weights and optimizer stay float32. Without privacy only."""
     schedule: str = "constant"
     """How the learning rate falls over the steps of this call (:mod:`common.schedule`)."""
 
@@ -135,9 +139,11 @@ def use_threads(n: int) -> None:
 
 
 def _make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    # Fused: one pass over the parameters; Opacus hands its optimizers gradients one by one.
+    how: dict[str, Any] = {"lr": settings.learning_rate, "fused": settings.privacy is None}
     if settings.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=0.9)
+        return torch.optim.Adam(model.parameters(), **how)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, **how)
 
 
 def _shuffled(
@@ -173,7 +179,8 @@ def train(
     mean of per-image losses.
 
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`),
-    TrainingError when the loss or the update is not finite.
+    TrainingError when the loss or the update is not finite, ValueError for a precision other than
+    float32 with privacy.
     """
     set_weights(model, start)
     model.train()
@@ -184,6 +191,8 @@ def train(
         planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
         rate = _Rate(settings, planned)
         loss, steps = _descend(model, optimizer, batches, criterion, rate)
+    elif settings.precision != "float32":
+        raise ValueError("private training computes in float32: set precision=float32")
     else:
         private = PoissonBatches(
             images,
@@ -256,10 +265,13 @@ def _descend(
     rate: _Rate,
 ) -> tuple[float, int]:
     total, images, steps = 0.0, 0, 0
+    half = rate.settings.precision == "bfloat16"
     for x, y in batches:
         optimizer.zero_grad()
         rate.set(optimizer)
-        loss = criterion(model(x), y)
+        # Anew for each step: it keeps the weights that it has converted until it ends.
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = criterion(model(x), y)
         total += _finite(loss) * len(y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

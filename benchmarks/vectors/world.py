@@ -74,7 +74,7 @@ def config_of(
         where = {"dataset": "npz", "data-path": str(data.resolve())}
     return RunConfig.parse(
         {**where, "partition": partition, "seed": seed, "privacy": "none", "secagg": False,
-         "allow-random-base": True, "mode": "vectors", **more}
+         "precision": "bfloat16", "allow-random-base": True, "mode": "vectors", **more}
     )  # fmt: skip
 
 
@@ -99,6 +99,7 @@ def settings_of(config: RunConfig, passes: int, **more: float | str) -> TrainSet
     settings = TrainSettings(
         epochs=passes, batch_size=config.batch_size, learning_rate=config.learning_rate,
         optimizer=config.optimizer, schedule=config.learning_rate_schedule,
+        precision=config.precision,
     )  # fmt: skip
     return replace(settings, **more)  # type: ignore[arg-type]
 

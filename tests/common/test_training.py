@@ -99,6 +99,24 @@ def test_training_learns(images: torch.Tensor, labels: torch.Tensor) -> None:
     assert result.steps == 15 * 3
 
 
+def test_bfloat16_learns_the_same_with_float32_weights_and_is_refused_under_privacy(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    start = get_weights(build(SPEC, seed=0))
+    how = dataclasses.replace(PLAIN, epochs=15, learning_rate=5e-3)
+    half = dataclasses.replace(how, precision="bfloat16")
+    exact, first, again = (
+        train(build(SPEC), start, images, labels, s, seed=0) for s in (how, half, half)
+    )
+    assert weights_digest(first.update) == weights_digest(again.update)
+    assert weights_digest(first.update) != weights_digest(exact.update)
+    assert all(u.dtype == np.float32 for u in first.update.values())
+    assert first.loss == pytest.approx(exact.loss, rel=0.1)
+    with pytest.raises(ValueError, match="float32"):
+        train(build(SPEC), start, images, labels,
+              dataclasses.replace(private(1.0), precision="bfloat16"), seed=0)  # fmt: skip
+
+
 @pytest.mark.parametrize("settings", [PLAIN, private(1.0)], ids=["plain", "private"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_learning_rate_of_each_step_is_the_schedules(
