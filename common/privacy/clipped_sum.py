@@ -1,0 +1,69 @@
+"""One Poisson batch's sum of clipped gradients: what a hospital adds its share of the noise to.
+
+The sum itself is private and must not leave: :meth:`common.privacy.distributed.NoiseShares.release`
+makes of it what may go into secure aggregation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.model import set_weights
+from common.privacy.engine import PoissonBatches, images_at_once, make_private
+from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
+from common.privacy.randomness import SecureRandom
+
+
+def clipped_sum(
+    model: nn.Module,
+    start: Mapping[str, np.ndarray],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    sampling_rate: float,
+    clipping_norm: float,
+    random: SecureRandom,
+    units: Tensor | None = None,
+    criterion: Criterion = F.cross_entropy,
+) -> Tensor:
+    """Σ min(1, C / ‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
+
+    g_u is the gradient of the *sum* of the unit's losses at ``start``; coordinates are those of
+    ``model.parameters()`` that are trained, in their order. ``units`` as in
+    :func:`common.training.train`. A unit whose gradient is not finite counts as none. Raises
+    PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`).
+    """
+    set_weights(model, start)
+    model.train()
+    check_images(images)
+    with torch.no_grad():
+        num_classes = model(images[:1]).shape[1]
+    check_criterion(criterion, num_classes)
+    batches = PoissonBatches(
+        images, labels, sampling_rate=sampling_rate, steps=1, expected_batch_size=1.0,
+        random=random, units=units, most_images=images_at_once(model),
+    )  # fmt: skip
+    # Noise and step of this optimizer are never used: only what it clips and sums.
+    wrapped, optimizer, _ = make_private(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), batches,
+        noise_multiplier=1.0, clipping_norm=clipping_norm,
+    )  # fmt: skip
+    watch = ContiguityWatch(model)
+    try:
+        for part in batches:
+            optimizer.zero_grad()
+            if len(part.labels):
+                loss = criterion(wrapped(part.images), part.labels) * len(part.labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.expect(part)
+            optimizer.clip_and_accumulate()
+            optimizer._is_last_step_skipped = not part.last  # else the next part's begins anew
+        return torch.cat([p.summed_grad.reshape(-1) for p in optimizer.params])
+    finally:
+        watch.remove()
+        wrapped.remove_hooks()  # type: ignore[operator]  # the caller's model is plain again
