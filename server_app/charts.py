@@ -1,60 +1,70 @@
-"""The figures of the run report, written and drawn: clean numbers in, inline SVG out.
+"""The drawings of a fedavg run's report, and those of its hospitals: clean numbers in, SVG out.
 
-Every drawing is one ``<svg>`` element that can stand in an HTML page beside others:
-no XML prologue, no metadata, no address of any kind, ids prefixed with the chart's name,
-text kept as text. A chart's ``alt`` says in words what the picture shows.
-
-Names of hospitals and classes come from elsewhere. Matplotlib would read ``$`` as
-mathematics and raise on nonsense, so that is off; ElementTree escapes the rest.
+How a drawing becomes an element of the page: :mod:`server_app.reporting.drawing`; how figures are
+written: :mod:`server_app.reporting.formats`, whose functions are here, too.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import re
-import warnings
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Paul Tol's "muted" scheme: distinct under the common colour-vision deficiencies.
-QUALITATIVE = (
-    "#332288", "#88ccee", "#44aa99", "#117733", "#999933",
-    "#ddcc77", "#cc6677", "#882255", "#aa4499", "#aab0ba",
-)  # fmt: skip
-SEQUENTIAL = LinearSegmentedColormap.from_list(
-    "indigo",
-    [(0, "#fbfbfd"), (0.08, "#e6e5f4"), (0.3, "#b9b6df"), (0.65, "#6f67b8"), (1, "#332288")],
+from server_app.reporting.drawing import (
+    ALERT,
+    BAR_LIMIT,
+    DRAWABLE,
+    FULL_WIDTH,
+    HALF_WIDTH,
+    INK,
+    LINE_STYLES,
+    MUTED,
+    SEQUENTIAL,
+    as_svg,
+    colours,
+    drawing,
+    shorten,
 )
-# Colour is never the only difference between two lines.
-LINE_STYLES = (("#332288", "o", "-"), ("#cc6677", "s", "--"), ("#117733", "^", "-."))
-INK, MUTED, GRID, ALERT = "#2b3340", "#566070", "#e6e9ef", "#9a3b00"
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "consilium", "text.parse_math": False,
-    "font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK,
-    "axes.labelcolor": MUTED, "axes.edgecolor": "#b9c0cb", "axes.linewidth": 0.7,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED,
-    "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6,
-    "legend.frameon": False, "legend.handlelength": 2.6,
-}  # fmt: skip
-MISSING = "–"
-FULL_WIDTH, HALF_WIDTH = 9.4, 4.6  # inches; both are scaled alike to the page
+from server_app.reporting.formats import (
+    MISSING,
+    delta,
+    duration,
+    epsilon,
+    fixed,
+    interval,
+    percent,
+    whole,
+)
+
+__all__ = [
+    "BAR_LIMIT",
+    "MISSING",
+    "Line",
+    "LineChart",
+    "colours",
+    "confusion",
+    "curves",
+    "delta",
+    "duration",
+    "epsilon",
+    "fixed",
+    "heat_map",
+    "hospital_bars",
+    "interval",
+    "line_chart",
+    "percent",
+    "shorten",
+    "stacked_bars",
+    "whole",
+]
+
 PAIR_LIMIT = 10  # more classes than this: the matrix needs the page's width
 CELL_TEXT_LIMIT = 20  # more classes than this: counts would not be readable
-DRAWABLE = 1e9  # a diverged loss would flatten all else, and infinity has no place
-BAR_LIMIT = 60  # more hospitals than this: the table has them all
 
 
 Row = Mapping[str, Any]
@@ -157,82 +167,10 @@ def _points(history: Sequence[Row], key: str) -> list[tuple[int, float]]:
     return [(x, y) for x, y in values if abs(y) < DRAWABLE]
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """``0.8642`` → ``86.4%``."""
-    return MISSING if value is None else f"{100 * value:.{digits}f}%"
-
-
-def fixed(value: float | None, digits: int = 3) -> str:
-    """Write a score or a loss with a fixed number of digits, or plainly if it is huge."""
-    if value is None:
-        return MISSING
-    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def whole(value: float | None) -> str:
-    """``12345`` → ``12,345``."""
-    return MISSING if value is None else f"{value:,.0f}"
-
-
-def epsilon(value: float | None) -> str:
-    """Two digits, rounded up: a privacy loss is never shown smaller than it is."""
-    if value is None:
-        return MISSING
-    if value == float("inf"):
-        return "∞"
-    if value >= 1e6:
-        return "more than a million"
-    return f"{Decimal(repr(value)).quantize(Decimal('0.01'), ROUND_CEILING):f}"
-
-
-def delta(value: float | None) -> str:
-    """``1e-05`` → ``1 · 10⁻⁵``, rounded up."""
-    if value is None or not 0 < value < 1:
-        return MISSING if value is None else f"{value:g}"
-    exact = Decimal(repr(value))
-    power = exact.adjusted()
-    mantissa = exact.scaleb(-power).quantize(Decimal("0.01"), ROUND_CEILING).normalize()
-    raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{mantissa:f} · 10{raised}"
-
-
-def duration(value: float | None) -> str:
-    """``4210`` → ``1 h 10 min``."""
-    if value is None:
-        return MISSING
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def interval(share: float | None, total: int | None) -> tuple[float, float] | None:
-    """Return the 95% interval of a proportion."""
-    if share is None or not total or not 0 <= share <= 1:
-        return None
-    z2 = 1.959964**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    spread = math.sqrt(share * (1 - share) / total * z2 + (z2 / (2 * total)) ** 2)
-    return centre - spread / (1 + z2 / total), centre + spread / (1 + z2 / total)
-
-
-def colours(count: int) -> list[str]:
-    """Return ``count`` colours; a second pass through the palette is lighter."""
-    return [
-        colour if i < len(QUALITATIVE) else _lighter(colour)
-        for i in range(count)
-        for colour in [QUALITATIVE[i % len(QUALITATIVE)]]
-    ]
-
-
 def line_chart(chart: LineChart, lines: Sequence[Line]) -> Markup:
     """Draw curves over the rounds, with the best round, failed rounds and a target."""
-    with matplotlib.rc_context(STYLE):
-        width, height = (FULL_WIDTH, 3.2) if chart.full_width else (HALF_WIDTH, 3.0)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
+    width, height = (FULL_WIDTH, 3.2) if chart.full_width else (HALF_WIDTH, 3.0)
+    with drawing(width, height) as (figure, axes):
         for line, (colour, marker, dash) in zip(lines, LINE_STYLES, strict=False):
             xs, ys = zip(*line.points, strict=True)
             size = 4 if len(xs) <= 40 else 0
@@ -256,7 +194,7 @@ def line_chart(chart: LineChart, lines: Sequence[Line]) -> Markup:
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderpad=0.2, columnspacing=1.2
         )
-        return _svg(figure, chart.name, chart.alt)
+        return as_svg(figure, chart.name, chart.alt)
 
 
 def heat_map(
@@ -266,9 +204,8 @@ def heat_map(
     size = len(counts)
     width, height = (9.4, 7.6) if size > PAIR_LIMIT else (5.5, 5.1)
     labels = [shorten(c, 22) for c in classes]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot(aspect="equal")
+    with drawing(width, height) as (figure, axes):
+        axes.set_aspect("equal")
         for row, values in enumerate(counts):
             total = sum(values)
             for column, value in enumerate(values):
@@ -290,7 +227,7 @@ def heat_map(
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         axes.spines[:].set_visible(False)
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
 def stacked_bars(
@@ -300,9 +237,7 @@ def stacked_bars(
     rows = rows[:BAR_LIMIT]
     palette = colours(class_count)
     totals = [sum(values) for _, values in rows]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(FULL_WIDTH, 0.7 + 0.27 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
+    with drawing(FULL_WIDTH, 0.7 + 0.27 * len(rows)) as (figure, axes):
         for row, (_, values) in enumerate(rows):
             left = 0
             for value, colour in zip(values, palette, strict=False):
@@ -321,12 +256,7 @@ def stacked_bars(
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel("images")
-        return _svg(figure, name, alt)
-
-
-def shorten(label: str, limit: int) -> str:
-    """Cut a label that would push the drawing aside."""
-    return label if len(label) <= limit else label[: limit - 1].rstrip() + "…"
+        return as_svg(figure, name, alt)
 
 
 def _scale(axes: Axes, chart: LineChart, highest: float) -> None:
@@ -356,45 +286,3 @@ def _best(axes: Axes, chart: LineChart) -> None:
         xycoords=("data", "axes fraction"), textcoords="offset points",
         ha="right" if chart.best_round > 1 else "left", color=MUTED,
     )  # fmt: skip
-
-
-def _lighter(colour: str) -> str:
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{(part + 255) // 2:02x}" for part in parts)
-
-
-def _svg(figure: Figure, name: str, alt: str) -> Markup:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the measuring font lacks: the browser has the glyphs.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True)
-    root = ET.fromstring(buffer.getvalue())
-    for parent in root.iter():
-        for child in list(parent):
-            # Metadata names addresses; the style sheet would apply to the whole page.
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {
-            _local(key): _prefixed(_local(key), value, name)
-            for key, value in element.attrib.items()
-        }
-    for size in ("width", "height", "version"):
-        root.attrib.pop(size, None)
-    root.attrib.update({"role": "img", "aria-label": alt})
-    return Markup(ET.tostring(root, encoding="unicode"))
-
-
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
-
-
-def _prefixed(key: str, value: str, prefix: str) -> str:
-    """Make ids and the references to them the chart's own."""
-    if key == "id":
-        return f"{prefix}-{value}"
-    if key == "href":
-        return value.replace("#", f"#{prefix}-", 1)
-    return re.sub(r"url\(#", f"url(#{prefix}-", value)

@@ -105,8 +105,6 @@ class Coordinator:
         except Exception as error:
             # The figures are safe in the summary: a report that fails must not undo a good run.
             self.progress.say(f"the report could not be written: {type(error).__name__}: {error}")
-            if reason is None and not isinstance(error, ConsiliumError):
-                raise
         sys.stdout.flush()
         return summary
 
