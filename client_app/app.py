@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.hospital import Hospital, home_of
-from common.messages import Envelope, Greeting, Job, Offer, Receipt, Refusal
+from common.messages import Comparison, Envelope, Greeting, Job, Offer, Receipt, Refusal
 from common.secagg import RoundBinding
 
 log = logging.getLogger("consilium.hospital")
@@ -28,7 +28,7 @@ class Desk:
     def __init__(self, stage: str, context: Context) -> None:
         self.stage = stage
         self.context = context
-        self.job: Job | Offer | Receipt | None = None
+        self.job: Job | Offer | Receipt | Comparison | None = None
         self.round: RoundBinding | None = None
 
     @cached_property
@@ -116,6 +116,21 @@ def receipt(message: Message, context: Context) -> Message:
         return answer_receipt(given, desk.hospital, context)
 
     return _guarded("receipt", message, context, answer)
+
+
+@app.query("judge")
+def judge(message: Message, context: Context) -> Message:
+    """Task vectors: compare a candidate with the current base; two counts, told in a sum only."""
+
+    def answer(desk: Desk) -> RecordDict:
+        from client_app import secagg
+        from client_app.judging import answer_comparison
+
+        secagg.wipe(context)
+        desk.job = asked = Comparison.from_record(message.content)
+        return answer_comparison(asked, desk.hospital, context)
+
+    return _guarded("judge", message, context, answer)
 
 
 @app.query("share")

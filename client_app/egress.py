@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, RecordDict
 
 from client_app.hospital import Hospital
 from common.errors import ConsiliumError
-from common.messages import Job, Offer, Receipt
+from common.messages import Comparison, Job, Offer, Receipt
 from common.privacy.limits import EXACT, NOISED
 from common.secagg import RoundBinding
 from common.vectors import SignedVector, Withdrawal
@@ -132,7 +132,7 @@ def note(
     *,
     stage: str,
     hospital: Hospital | None = None,
-    job: Job | Offer | Receipt | RoundBinding | None = None,
+    job: Job | Offer | Receipt | Comparison | RoundBinding | None = None,
     binding: RoundBinding | None = None,
 ) -> None:
     """Append what ``record`` holds to the log in ``home``, flushed to the disk.
@@ -200,7 +200,7 @@ def _payload(
 ) -> list[Field]:
     size = f"{len(payload)} bytes"
     if stage != "masked":
-        what = {"train": "keys", "evaluate": "keys"}.get(stage, stage)
+        what = {"train": "keys", "evaluate": "keys", "judge": "keys"}.get(stage, stage)
         if what not in _ENVELOPE:
             raise EgressError(f"there is no stage '{stage}' in the egress log", "add it there")
         return [Field(what, size, _ENVELOPE[what])]

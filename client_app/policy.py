@@ -23,6 +23,8 @@ hold-days = 7               # for which an unfinished run keeps the rest of its 
 send = "never"              # single task vectors, which the server sees one by one: "never",
                             # "private" (with differential privacy) or "any"
 retrain = true              # train again when the server no longer takes a vector's base
+evaluate = false            # judge candidates on validation images: two exact counts, told only
+                            # in a sum over min-cohort hospitals or more
 ```
 
 An entry that is left out has the value above. One that is unknown is an error, not ignored: a
@@ -85,6 +87,15 @@ class Vectors(Table):
 
     send: Literal["never", "private", "any"] = "never"
     retrain: bool = True
+    evaluate: bool = False
+
+    def check_evaluate(self) -> None:
+        """VectorsRefusal if this hospital judges no candidates."""
+        if not self.evaluate:
+            raise VectorsRefusal(
+                "the server asked this hospital to judge a candidate on its validation images",
+                "only the hospital can allow it, in its policy: [vectors] evaluate = true",
+            )
 
     def check_send(self, *, private: bool) -> None:
         """VectorsRefusal if such a vector must not leave this hospital."""
@@ -97,7 +108,7 @@ class Vectors(Table):
 
 
 class VectorsRefusal(PolicyRefusal):
-    """The hospital's policy does not let this task vector leave, or be trained."""
+    """The hospital's policy does not let this task vector leave, be trained, or be judged."""
 
     code = "vectors-policy"
 
@@ -126,7 +137,7 @@ class HospitalPolicy:
         floor = SecAggPolicy(
             min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
         )
-        return cls(False, floor, PrivacyLimits.none(), Vectors(send="any"))
+        return cls(False, floor, PrivacyLimits.none(), Vectors(send="any", evaluate=True))
 
     @classmethod
     def load(cls, path: Path) -> HospitalPolicy:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
+from client_app.cohorts import Cohorts
 from client_app.hospital import Hospital
 from client_app.identity import identity_of, roster_of
 from common.aggregation import TRAIN, VALIDATE, layout_for, params_for
@@ -25,6 +26,7 @@ from common.errors import ConfigError
 from common.files import read_json, write_json
 from common.messages import RAW
 from common.secagg import HospitalRound, Refusal, RoundBinding, encode
+from common.secagg.state import HospitalState
 
 log = logging.getLogger("consilium.hospital")
 
@@ -144,11 +146,13 @@ def advertise(
     *,
     weight: int,
     model_hash: bytes,
+    base: str = "",
 ) -> bytes:
     """Encode the round's vector, keep it at the node, and return the signed keys.
 
     ``values``: an array for each segment but the weight. Values beyond their range are clipped;
-    how many is this hospital's own business and goes to its own log.
+    how many is this hospital's own business and goes to its own log. ``base``: the id of a base
+    whose sums must all be over the same hospitals (:mod:`client_app.cohorts`).
     """
     wipe(context)
     encoded = encode(binding.layout, binding.params, values, weight=weight)
@@ -172,7 +176,7 @@ def advertise(
     # As raw bytes: Flower's numpy form would copy a large vector twice.
     stored = Array(str(vector.dtype), vector.shape, RAW, vector.tobytes())
     context.state[_INPUT] = ArrayRecord({"vector": stored})
-    _store(context, machine, binding, Once(hospital).begin())
+    _store(context, machine, binding, Once(hospital).begin(), base)
     return message
 
 
@@ -195,10 +199,14 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
         raise _refuse("no-round", "This node is in no round: it was restarted, or has aborted")
     machine = HospitalRound.from_bytes(bytes(record["machine"]))  # type: ignore[arg-type]
     binding = RoundBinding.from_bytes(bytes(record["binding"]))  # type: ignore[arg-type]
-    token = str(record["token"])
+    token, base = str(record["token"]), str(record["base"])
     try:
         Once(hospital).take(token, stage)
         reply = _stage(stage, machine, message, binding, context, hospital)
+        if stage == CONSISTENCY and base:
+            # The reply is a signature under these survivors: it leaves only after they are noted.
+            survivors = HospitalState.from_bytes(machine.to_bytes()).survivors
+            Cohorts(hospital, binding.run, base).agree(binding.model_hash, survivors)
     except BaseException:
         machine.wipe()
         wipe(context)
@@ -206,7 +214,7 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
     if stage == UNMASK:
         wipe(context)
     else:
-        _store(context, machine, binding, token)
+        _store(context, machine, binding, token, base)
     return reply
 
 
@@ -246,9 +254,16 @@ def _stage(
     raise _refuse("stage", "There is no such stage")
 
 
-def _store(context: Context, machine: HospitalRound, binding: RoundBinding, token: str) -> None:
+def _store(
+    context: Context, machine: HospitalRound, binding: RoundBinding, token: str, base: str
+) -> None:
     context.state[_STATE] = ConfigRecord(
-        {"machine": machine.to_bytes(), "binding": binding.to_bytes(), "token": token}
+        {
+            "machine": machine.to_bytes(),
+            "binding": binding.to_bytes(),
+            "token": token,
+            "base": base,
+        }
     )
 
 

@@ -12,15 +12,16 @@ from functools import cached_property
 
 import numpy as np
 from flwr.app import Context, RecordDict
+from torch import nn
 
 from client_app import secagg
-from client_app.data import HospitalData, data_of, model_spec
+from client_app.data import HospitalData, Part, data_of, model_spec
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
-from common.messages import Envelope, Job, Offer, Report
+from common.messages import Comparison, Envelope, Job, Offer, Report
 from common.model import ModelSpec, Weights, build, get_weights, weights_digest
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
@@ -44,6 +45,12 @@ class _Work:
 
     @classmethod
     def checked(cls, job: Job, hospital: Hospital, context: Context, purpose: str) -> _Work:
+        if hospital.config.mode == "vectors":
+            # What its own messages guard would otherwise be had by asking for a round.
+            raise ConfigError(
+                "the server asked for a round in a run of vectors, which has none",
+                "treat the server as hostile until this is explained",
+            )
         data = data_of(hospital)
         spec = _checked_spec(job, hospital, data)
         return cls(job, hospital, data, spec, context, _binding(job, hospital, context, purpose))
@@ -108,7 +115,7 @@ class Tuned:
 
     ``images``: how many trained it, with noise under privacy; ``metrics``: sums over the
     hospital's validation images, of the base (``val-…``) and of the fine-tuned model
-    (``tuned-…``), noised or left out as the policy says.
+    (``tuned-…``), noised or left out as the policy says; none where hospitals judge candidates.
     """
 
     values: Weights
@@ -132,8 +139,10 @@ def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned
     if hospital.config.privacy == "none":
         note_non_private(name, hospital, data)
         update = _train(work, None).update
-        metrics = _figures("val", work.exact_figures())
-        metrics |= _figures("tuned", work.moved(update).exact_figures())
+        metrics: dict[str, float] = {}
+        if hospital.config.judged_by != "hospitals":  # else figures are told in sums only
+            metrics = _figures("val", work.exact_figures())
+            metrics |= _figures("tuned", work.moved(update).exact_figures())
         return Tuned(_floating(update, offer), len(data.train), None, None, metrics)
     with admitted(name, hospital, data) as run:
         update = run.update(1, work.model, lambda: _train(work, run).update)
@@ -152,6 +161,32 @@ def _figures(name: str, figures: Figures) -> dict[str, float]:
     if figures.examples <= 0:
         return {}
     return {f"{name}-{key}": float(value) for key, value in _named(figures).items()}
+
+
+def compare(asked: Comparison, hospital: Hospital) -> tuple[int, int]:
+    """(images that only the candidate gets right, that only the current base does).
+
+    Of the hospital's validation images: exact counts, for a secured sum and nothing else.
+    ConfigError for a model that is not the run's; NotAllowed where the policy forbids to work
+    without privacy.
+    """
+    data = data_of(hospital)
+    model = build(_checked_spec(asked, hospital, data))
+    note_non_private(asked.run, hospital, data)
+    before, after = (
+        _right(model, weights, data.val, hospital.config.threads)
+        for weights in (asked.current, asked.candidate)
+    )
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
+def _right(
+    model: nn.Module, weights: Mapping[str, np.ndarray], part: Part, threads: int
+) -> np.ndarray:
+    """(N,) bool: which images get their own label."""
+    found = evaluate(model, weights, part.images, part.labels, threads=threads)
+    right: np.ndarray = found.probabilities.argmax(1) == part.labels.numpy()
+    return right
 
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
@@ -237,7 +272,7 @@ def _keys(
     return Envelope(message).to_record()
 
 
-def _checked_spec(job: Job, hospital: Hospital, data: HospitalData) -> ModelSpec:
+def _checked_spec(job: Job | Comparison, hospital: Hospital, data: HospitalData) -> ModelSpec:
     spec = model_spec(hospital.config, data)
     if spec.digest() != job.model_digest:
         raise ConfigError(
@@ -258,6 +293,7 @@ def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
         optimizer=c.optimizer,
         threads=c.threads,
         privacy=None if run is None else run.step(),
+        precision=c.precision,
         schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
     )
     # Another order of batches for each hospital and round, the same for the same seed.

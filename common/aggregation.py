@@ -17,6 +17,13 @@ from common.secagg import SecAggParams, Segment, VectorLayout, update_layout
 
 TRAIN = "train"
 VALIDATE = "validate"
+JUDGE = "judge"
+"""Purpose of an exchange in which hospitals compare a candidate with the current base."""
+
+GAINED, LOST = "gained", "lost"
+"""Validation images that only the candidate gets right, and that only the current base does."""
+MOST_CANDIDATES = 16
+"""Candidates that hospitals compare with one base: each sum tells a little more of them."""
 
 LARGEST_LOSS = 20.0
 """Cross-entropy of one image above which its share of a loss sum is clipped (e^-20 ~ 2e-9)."""
@@ -59,8 +66,17 @@ def layout_for(purpose: str, length: int, config: RunConfig) -> VectorLayout:
     ``weight`` is the number of training images; the metrics are sums over images, so that sums
     over hospitals give the means. Under differential privacy numbers and sums carry noise, the
     validation sums may lie a little beyond what is possible, and no training loss is told.
+
+    A comparison of two models (``JUDGE``) sums two counts and no more. What a hospital has, and how
+    many it gets right by each, would be in the next base's sum as well, over other hospitals, and
+    could be subtracted; these two counts belong to one pair of models, and decide by themselves.
     """
     most = config.max_examples
+    if purpose == JUDGE:
+        names = (GAINED, LOST)
+        return VectorLayout(
+            tuple(Segment(name=n, length=1, bound=most, kind="integer") for n in names), 1
+        )
     private = config.privacy != "none"
     validation = (
         Segment(name="val-examples", length=1, bound=most, kind="integer"),

@@ -33,7 +33,7 @@ MAY_CHANGE_ON_RESUME = frozenset({
     "resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads",
     # Of a run of vectors: no vector and no published base depends on them.
     "versions", "duration", "vector-timeout", "publish-every", "publish-quorum", "publish-margin",
-    "merge-rule", "max-staleness", "simulated-delay",
+    "merge-rule", "max-staleness", "simulated-delay", "judged-by",
 })  # fmt: skip
 
 

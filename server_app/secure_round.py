@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
@@ -33,7 +34,7 @@ class _Talk:
     grid: Grid
     nodes: Mapping[str, int]
     server: ServerRound
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def stage(
         self,
@@ -63,6 +64,78 @@ class _Talk:
         self.seconds[stage] = round(time.monotonic() - started, 3)
 
 
+@dataclass
+class SecureSum:
+    """What one exchange brought: sums by segment, or why there are none; who was there."""
+
+    values: Mapping[str, np.ndarray]
+    """Segment → sums; empty if the exchange failed closed."""
+    failure: str | None
+    contributed: list[str]
+    absent: list[Absence]
+    seconds: dict[str, float]
+    survivors: list[str]
+    """Whose signatures under this very list were asked for; empty if it did not come to that."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What hospitals are asked first; the answer carries their keys.
+
+    ``kind``: its message type; ``stage``: its name in records; ``timeout``: seconds that it has;
+    ``stage_timeout``: seconds that the stage which begins now has.
+    """
+
+    task: RecordDict
+    kind: str
+    stage: str
+    timeout: float
+    stage_timeout: Callable[[], float]
+    on_survivors: Callable[[list[str]], None] = lambda names: None
+    """Told whose vectors are in the sum, before anybody signs for it."""
+
+
+def secure_sum(
+    grid: Grid,
+    cohort: Mapping[str, int],
+    binding: RoundBinding,
+    question: Question,
+    *,
+    roster: Mapping[str, bytes] | None = None,
+) -> SecureSum:
+    """Ask ``cohort`` (name → node) ``question`` and learn the sums that ``binding`` lays out.
+
+    Whatever goes wrong, nothing of a single hospital is opened, and hospitals that dropped are told
+    to forget the round. ConfigError if the settings can work for no cohort.
+    """
+    server = ServerRound(binding, cohort, roster=roster)
+    talk = _Talk(grid, cohort, server)
+    failure = None
+    values: Mapping[str, np.ndarray] = {}
+    survivors: list[str] = []
+
+    def agreed(names: list[str]) -> None:
+        survivors.extend(names)
+        question.on_survivors(names)
+
+    try:
+        values = decode(binding.layout, binding.params, _exchange(talk, question, agreed))
+    except RoundError as error:
+        failure = error.what
+    outcome = server.outcome
+    # Who dropped, or was cut off by a failure, still holds this round's secrets.
+    left = set(cohort) if failure is not None else set(outcome.dropped)
+    stragglers = {name: cohort[name] for name in sorted(left)}
+    tell(grid, stragglers, message_type="query.close", content=RecordDict())
+    absent = [
+        Absence(name, question.stage if d.stage == "advertise" else d.stage, d.reason)
+        for name, d in sorted(outcome.dropped.items())
+    ]
+    absent += [Absence(n, "unmask", what) for n, what in sorted(outcome.misbehaved.items())]
+    contributed = sorted(outcome.contributed) if failure is None else []
+    return SecureSum(values, failure, contributed, absent, talk.seconds, survivors)
+
+
 def secure_round(
     grid: Grid,
     cohort: Mapping[str, int],
@@ -87,71 +160,60 @@ def secure_round(
         layout=layout_for(purpose, flat_length(job.weights), config),
         model_hash=bytes.fromhex(weights_digest(job.weights)),
     )
-    server = ServerRound(binding, cohort, roster=roster)
-    talk = _Talk(grid, cohort, server, {})
     invited = Job(job.run, job.round, job.model_digest, job.weights, binding.to_bytes())
-    failure = None
-    sums: dict[str, float] = {}
+    question = Question(
+        invited.to_record(),
+        kind="train" if train else "evaluate",
+        stage="train" if train else "validate",
+        timeout=config.round_timeout,
+        stage_timeout=lambda: config.stage_timeout,
+    )
+    found = secure_sum(grid, cohort, binding, question, roster=roster)
     mean = None
-    try:
-        values = decode(binding.layout, binding.params, _exchange(talk, invited, config, train))
-        sums = {name: float(v[0]) for name, v in values.items() if name != "update"}
-        if train:
-            sums["examples"] = sums.pop("weight")
-            mean = unflatten(values["update"] / sums["examples"], job.weights)
-    except RoundError as error:
-        failure = error.what
-    outcome = server.outcome
-    # Who dropped, or was cut off by a failure, still holds this round's secrets.
-    left = set(cohort) if failure is not None else set(outcome.dropped)
-    stragglers = {name: cohort[name] for name in sorted(left)}
-    tell(grid, stragglers, message_type="query.close", content=RecordDict())
-    stages = {"advertise": "train" if train else "validate"}
-    absent = [
-        Absence(name, stages.get(d.stage, d.stage), d.reason)
-        for name, d in sorted(outcome.dropped.items())
-    ]
-    absent += [Absence(n, "unmask", what) for n, what in sorted(outcome.misbehaved.items())]
+    sums = {name: float(v[0]) for name, v in found.values.items() if name != "update"}
+    if train and found.failure is None:
+        sums["examples"] = sums.pop("weight")
+        mean = unflatten(found.values["update"] / sums["examples"], job.weights)
     return Outcome(
         expected=sorted(cohort),
-        contributed=sorted(outcome.contributed) if failure is None else [],
-        absent=absent,
+        contributed=found.contributed,
+        absent=found.absent,
         mean_update=mean,
         sums=sums,
-        failure=failure,
-        seconds=talk.seconds,
+        failure=found.failure,
+        seconds=found.seconds,
     )
 
 
-def _exchange(talk: _Talk, invited: Job, config: RunConfig, train: bool) -> RingArray:
+def _exchange(talk: _Talk, question: Question, agreed: Callable[[list[str]], None]) -> RingArray:
     """All stages in their order; returns the sum as ring elements. RoundError fails closed."""
-    server, timeout = talk.server, config.stage_timeout
-    task = invited.to_record()
+    server = talk.server
     talk.stage(
-        "train" if train else "validate",
-        lambda name: task,
+        question.stage,
+        lambda name: question.task,
         server.collect_advertisement,
-        message_type="train" if train else "evaluate",
-        timeout=config.round_timeout,
+        message_type=question.kind,
+        timeout=question.timeout,
     )
     everyone = Envelope(server.close_advertise()).to_record()
     talk.stage(
         "share", lambda name: everyone, server.collect_shares,
-        message_type="query.share", timeout=timeout,
+        message_type="query.share", timeout=question.stage_timeout(),
     )  # fmt: skip
     relays = server.close_shares()
     talk.stage(
         "masked", lambda name: Envelope(relays[name]).to_record(), server.collect_masked,
-        message_type="query.masked", timeout=timeout,
+        message_type="query.masked", timeout=question.stage_timeout(),
     )  # fmt: skip
     survivors = Envelope(server.close_masked()).to_record()
+    agreed(sorted(set(talk.nodes) - set(server.outcome.dropped)))
     talk.stage(
         "consistency", lambda name: survivors, server.collect_consistency,
-        message_type="query.consistency", timeout=timeout,
+        message_type="query.consistency", timeout=question.stage_timeout(),
     )  # fmt: skip
     signatures = Envelope(server.close_consistency()).to_record()
     talk.stage(
         "unmask", lambda name: signatures, server.collect_unmask,
-        message_type="query.unmask", timeout=timeout,
+        message_type="query.unmask", timeout=question.stage_timeout(),
     )  # fmt: skip
     return server.finish()

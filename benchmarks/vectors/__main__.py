@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=40, help="of the public base")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    parser.add_argument("--markdown", action="store_true", help="print the kept table, run nothing")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        show(read_json(arguments.out), markdown=True)
+        return
     rows: list[dict[str, Any]] = []
     if arguments.out.exists() and not arguments.fresh:
         rows = read_json(arguments.out)
@@ -80,20 +84,33 @@ def run_cell(
     return [{**cell, "method": method, **figures} for method, figures in found.items()]
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Test accuracy, mean ± sd over the seeds, one column for each base and partition."""
+def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Test accuracy in %, mean ± sd over the seeds: a head, then a line for each method."""
     columns = sorted({(r["base"], r["partition"]) for r in rows}, reverse=True)
-    table = Table("method", *(f"{base} base\n{partition}" for base, partition in columns))
+    lines = [["method", *(f"{base} base, {partition}" for base, partition in columns)]]
     for method in dict.fromkeys(r["method"] for r in rows):
-        cells = []
+        line = [method]
         for base, partition in columns:
             values = [
                 100 * r["test_accuracy"] for r in rows
                 if (r["method"], r["base"], r["partition"]) == (method, base, partition)
             ]  # fmt: skip
             sd = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{sd} (n={len(values)})" if values else "–")
-        table.add_row(method, *cells)
+            line.append(f"{np.mean(values):.1f}{sd} (n={len(values)})" if values else "–")
+        lines.append(line)
+    return lines
+
+
+def show(rows: list[dict[str, Any]], *, markdown: bool = False) -> None:
+    """Print the table, for people or for a document."""
+    head, *lines = table_of(rows)
+    if markdown:
+        for line in (head, ["---"] * len(head), *lines):
+            print(f"| {' | '.join(line)} |")
+        return
+    table = Table(*head)
+    for line in lines:
+        table.add_row(*line)
     Console().print(table)
 
 

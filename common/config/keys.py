@@ -125,8 +125,12 @@ KEYS: tuple[Key, ...] = (
         meaning="vectors: fewest hospitals whose vectors make a new base"),
     Key(name="publish-margin", default=1.0, low=0.0, high=100.0,
         meaning="vectors: a new base may validate worse than the current one by so many standard "
-        "errors, on public images (the data set's val split; real hospitals: test-data's); "
-        "without public images nothing is checked"),
+        "errors, on the images that judged-by names"),
+    Key(name="judged-by", default="public", choices=("public", "hospitals", "none"),
+        meaning="vectors: who compares a new base with the current one: public images (the data "
+        "set's val split; real hospitals: test-data's; without any nothing is checked), the "
+        "hospitals on their validation images (secure aggregation of two counts, also with "
+        "secagg=false; needs privacy=none), or nobody"),
     Key(name="max-staleness", default=8, low=0, high=100_000,
         meaning="vectors: a vector for a base that is older by more bases than this is refused"),
     Key(name="versions", default=3, low=0, high=100_000,
@@ -144,6 +148,9 @@ KEYS: tuple[Key, ...] = (
         meaning="coordinator: its public key (base64), under which the roster is signed"),
     Key(name="threads", default=1, low=1, high=256,
         meaning="CPU threads of one simulated hospital's training"),
+    Key(name="precision", default="float32", choices=("float32", "bfloat16"),
+        meaning="of forward and backward passes in training; bfloat16: twice as fast where the CPU "
+        "has it, weights stay float32, privacy=none only"),
     Key(name="seed", default=0, low=0, high=2**31 - 1,
         meaning="of partition, initial weights and non-private batches; never of DP noise"),
     Key(name="resume", default="",

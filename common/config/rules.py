@@ -52,6 +52,15 @@ def _norm_allows_dp(c: RunConfig) -> None:
         )
 
 
+def _precise(c: RunConfig) -> None:
+    if c.privacy != "none" and c.precision != "float32":
+        raise ConfigError(
+            f"precision '{c.precision}' with privacy '{c.privacy}': norms that are clipped must be "
+            "those of what is summed",
+            "set precision=float32, or privacy=none",
+        )
+
+
 def _not_yet(c: RunConfig) -> None:
     if c.privacy == "distributed":
         raise ConfigError("privacy 'distributed' has not landed yet", "set privacy=local or none")
@@ -81,6 +90,25 @@ def _vectors(c: RunConfig) -> None:
         raise ConfigError(
             "'versions' and 'duration' are both 0: the run would never end",
             "set one of them",
+        )
+
+
+def _judged(c: RunConfig) -> None:
+    if c.judged_by != "hospitals":
+        return
+    if c.mode != "vectors":
+        raise ConfigError(
+            f"'judged-by' is hospitals, and mode '{c.mode}' judges no candidates: its hospitals "
+            "validate each round's model anyway",
+            "leave judged-by out, or set mode=vectors",
+        )
+    if c.privacy != "none":
+        raise ConfigError(
+            "judged-by=hospitals tells exact counts of validation images, and privacy is "
+            f"'{c.privacy}': ε is for one vector, and has no share left for what is told of each "
+            "candidate afterwards",
+            "set judged-by=public (images that are nobody's secret) or none; or privacy=none, "
+            "where the hospitals' policies allow it",
         )
 
 
@@ -143,6 +171,6 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _own_pictures, _norm_allows_dp, _not_yet, _vectors, _simulated_only, _threshold,
-    _cohort, _epsilon_useful,
+    _needs_path, _own_pictures, _norm_allows_dp, _precise, _not_yet, _vectors, _judged,
+    _simulated_only, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip

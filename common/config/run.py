@@ -63,6 +63,7 @@ class RunConfig:
     publish_every: int
     publish_quorum: int
     publish_margin: float
+    judged_by: str
     max_staleness: int
     versions: int
     duration: float
@@ -71,6 +72,7 @@ class RunConfig:
     roster: str
     coordinator_key: str
     threads: int
+    precision: str
     seed: int
     resume: str
 

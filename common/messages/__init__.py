@@ -6,6 +6,7 @@ an answer to a new one. No record holds an image, a file name or a path.
 """
 
 from common.messages.answers import Greeting, Refusal
+from common.messages.evaluation import Comparison
 from common.messages.rounds import Envelope, Job, Report
 from common.messages.vectors import MAX_WITHDRAWALS, Delivery, Offer, Receipt
 from common.messages.wire import (
@@ -23,6 +24,7 @@ __all__ = [
     "RAW",
     "SMALL",
     "VERSION",
+    "Comparison",
     "Delivery",
     "Envelope",
     "Greeting",

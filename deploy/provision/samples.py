@@ -19,6 +19,7 @@ _POLICY = {
     "hold-days": "for which an unfinished run keeps the rest of its budget",
     "send": 'single task vectors, which the server sees: or "private" (with ε), or "any"',
     "retrain": "train again when the server no longer takes a vector's base",
+    "evaluate": "judge candidates on validation images: two counts, told in a sum only",
 }
 """What each entry of a policy means. The values are those of :mod:`client_app.policy`."""
 

@@ -100,10 +100,14 @@ def exclude(
 ) -> None:
     """Let a vector count no more; the bases that it is in are made anew without it."""
     from deploy.vectors.place import Place
+    from server_app.vectors.ensemble import FOLDER, forget_ensemble
 
-    with Place.of(run, federation).open() as registry:
+    place = Place.of(run, federation)
+    with place.open() as registry:
         registry.exclude(serial, reason)
         typer.echo(_current(registry))
+        if forget_ensemble(registry, place.directory / FOLDER):
+            typer.echo("the run's ensemble is removed; consilium vectors ensemble makes it anew")
 
 
 @vectors.command()
@@ -131,6 +135,30 @@ def merge(
     from deploy.vectors.place import Place
 
     work(Place.of(run, federation), rule, out, choose_scale, typer.echo)
+
+
+@vectors.command()
+def ensemble(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the models; default: in the run's directory.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file whose test images measure it too.", readable=False),
+    ] = None,
+    federation: Federation = "",
+) -> None:
+    """Write the hospitals' own models, to be asked together, and say how good that is.
+
+    What is left where merging is refused. Nothing is published. Keep the folder as the registry:
+    it tells each hospital's vector.
+    """
+    from deploy.vectors.ensemble import ensemble as work
+    from deploy.vectors.place import Place
+
+    if table := work(Place.of(run, federation), out, data, typer.echo):
+        _console().print(table)
 
 
 @vectors.command()

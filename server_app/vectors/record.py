@@ -28,6 +28,7 @@ from server_app.progress import duration, percent
 from server_app.registry import Accepted, Proposal, Registry, VectorRow
 from server_app.run_store import RunStore
 from server_app.vectors.base import write_base
+from server_app.vectors.ensemble import FOLDER, forget_ensemble
 
 Test = Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
 Row = dict[str, Any]
@@ -63,6 +64,7 @@ class Journal:
         if last["base"] != base.id or last["version"] != base.version:
             self.base(base, "published before the run was stopped")
         self._files(base)
+        forget_ensemble(self.registry, self.store.directory / FOLDER)
 
     def arrival(self, row: VectorRow, accepted: Accepted, validation: float | None) -> None:
         """A vector was accepted; ``validation``: of the candidate with it."""
@@ -91,11 +93,13 @@ class Journal:
         self._write({"event": "excluded", "hospital": row.hospital, "serial": row.serial,
                      "reason": reason})  # fmt: skip
         self.say(f"! {row.hospital}: its vector is excluded: {reason}")
+        forget_ensemble(self.registry, self.store.directory / FOLDER)
 
     def withdrawal(self, hospital: str, serial: str) -> None:
         """A hospital took a vector back."""
         self._write({"event": "withdrawal", "hospital": hospital, "serial": serial})
         self.say(f"{hospital} takes vector {serial} back")
+        forget_ensemble(self.registry, self.store.directory / FOLDER)
 
     def trouble(self, hospital: str, what: str) -> None:
         """Something went wrong on the way; said once while it stays the same."""
@@ -139,6 +143,16 @@ class Journal:
             what += f"; test accuracy {percent(test['accuracy'])}"
         self.say(what)
         self._say_harmful(influence)
+
+    def ensemble(self, told: Row) -> None:
+        """Nothing is merged, and the ensemble of the hospitals' models was written instead."""
+        self._write({"event": "ensemble"} | told)
+        self.say(
+            f"nothing is merged ({told['why']}); the softmax ensemble of {told['vectors']} "
+            f"models, {len(told['hospitals'])} hospitals, is in the run's directory: test accuracy "
+            f"{percent(told['test_accuracy'])}, validation {percent(told['validation'])}; "
+            f"consilium vectors ensemble {self.store.run}"
+        )
 
     def _say_harmful(self, influence: InfluenceTable | None) -> None:
         for row in influence.rows if influence else ():
@@ -240,6 +254,11 @@ def summary_table(summary: Mapping[str, Any], console: Console) -> None:
         "secure aggregation": "off: the server saw each vector",
         "wall time": duration(summary["wall_seconds"]),
     }  # fmt: skip
+    if left := summary.get("ensemble"):
+        rows["ensemble"] = left.get("error") or (
+            f"{left['vectors']} models: test accuracy {percent(left['test_accuracy'])}, macro-F1 "
+            f"{percent(left['test_macro_f1'])}, validation {percent(left['validation'])}"
+        )
     if summary.get("reason"):
         rows["reason"] = summary["reason"]
     for name, value in rows.items():

@@ -20,9 +20,12 @@ from server_app.directory import Directory
 from server_app.evaluation import Evaluator
 from server_app.progress import Progress
 from server_app.registry import Registry
+from server_app.report import write_report
 from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
 from server_app.vectors.base import first_base
+from server_app.vectors.ensemble import FOLDER, forget_ensemble, write_ensemble
+from server_app.vectors.federated import FederatedJudge, check_cohort
 from server_app.vectors.keys import Keys
 from server_app.vectors.post import Post
 from server_app.vectors.public import Judge, judging_images
@@ -56,6 +59,7 @@ class VectorsRun:
         roster = load_roster(Path(config.roster), config.coordinator_key) if config.roster else None
         setting = Setting.of(config, len(list(grid.get_node_ids())), roster)
         _check_reachable(config, setting.hospitals)
+        check_cohort(config, setting.hospitals)
         spec = ModelSpec(
             model=config.model, width=config.model_width,
             num_classes=len(setting.class_names), channels=setting.channels,
@@ -74,6 +78,13 @@ class VectorsRun:
             store.save_partition(setting.table)
             progress.partition(setting.table)
         _say_what_is_doubtful(config, progress, judge, setting.hospitals, roster is not None)
+        panel = None
+        if config.judged_by == "hospitals":
+            panel = FederatedJudge(
+                grid, config, store.run, store.directory / "judging.json",
+                hospitals=setting.hospitals, say=progress.say, roster=roster,
+            )  # fmt: skip
+            progress.say("new bases are judged by the hospitals: of their counts, sums only")
         registry = Registry(store.directory / "registry", limits_of(config))
         if base is not None:
             registry.add_base(base)
@@ -95,6 +106,7 @@ class VectorsRun:
             judge=judge,
             journal=journal,
             skewed=config.dataset == "hospitals" or config.partition == "dirichlet",
+            panel=panel,
         )
         return cls(config, setting, store, progress, registry, vectors, earlier)
 
@@ -103,7 +115,7 @@ class VectorsRun:
         self.vectors.run()
 
     def conclude(self, reason: str | None, seconds: float) -> dict[str, Any]:
-        """Write the summary, of a failed run too; returns it."""
+        """Write summary and report, of a failed run too; returns the summary."""
         try:
             summary = self._summary(reason, seconds)
             self.vectors.journal.finish(summary)
@@ -111,6 +123,14 @@ class VectorsRun:
             self.registry.close()
         summary_table(summary, self.progress.console)
         self.progress.say(f"the run's directory: {self.store.directory}")
+        try:
+            self.progress.say(f"report: {write_report(self.store.directory)}")
+        except Exception as error:
+            # Bases and summary are safe: a report that fails must not undo a good run.
+            self.progress.say(
+                f"! the report could not be written: {type(error).__name__}: {error}; the figures "
+                "are in summary.json and metrics.jsonl"
+            )
         sys.stdout.flush()
         return summary
 
@@ -139,12 +159,50 @@ class VectorsRun:
             "delta": c.delta if private else None,
             "by_hospital": found,
             "influence": influence_rows(self.vectors.influence(None)),
+            "ensemble": self._ensemble(),
             "secagg": False,
             "source": self.setting.source,
             "source_sha256": self.setting.sha256,
             "versions": versions(),
             "wall_seconds": round(seconds + self.earlier, 3),
         }
+
+    def _ensemble(self) -> dict[str, Any] | None:
+        """What is left where merging is refused: written, measured, said; None where it is not.
+
+        A failure is said and noted under ``error``: the summary must not be lost with it.
+        """
+        folder, cores = self.store.directory / FOLDER, os.cpu_count() or 1
+        try:
+            forget_ensemble(self.registry, folder)
+            refused = self.vectors.unmerged()
+            if refused is None:
+                return None
+            made = write_ensemble(
+                self.registry, folder, run=self.store.run, spec=self.vectors.journal.spec,
+                classes=self.setting.class_names,
+            )  # fmt: skip
+            val, test = (
+                {} if images is None else made.figures(images, threads=cores)
+                for images in (judging_images(self.config), self.setting.test)
+            )
+        except (ConsiliumError, OSError) as error:
+            what = error.what if isinstance(error, ConsiliumError) else str(error)
+            self.progress.say(f"! the ensemble could not be made: {what}")
+            return {"error": what}
+        told = {
+            "why": refused.code,
+            "base": made.manifest.base,
+            "version": made.manifest.base_version,
+            "vectors": len(made.manifest.members),
+            "hospitals": made.hospitals,
+            "validation": val.get("accuracy"),
+            "test_accuracy": test.get("accuracy"),
+            "test_macro_f1": test.get("macro_f1"),
+            "test_macro_auc": test.get("macro_auc"),
+        }
+        self.vectors.journal.ensemble(told)
+        return told
 
 
 def _open_store(config: RunConfig) -> tuple[RunStore, float]:
@@ -181,8 +239,9 @@ def _say_what_is_doubtful(
             "is believed"
         )
     progress.say("the server sees each hospital's vector by itself")
-    if judge is None:
-        progress.say("no public images: new bases are published WITHOUT being judged")
+    if config.judged_by == "none" or (config.judged_by == "public" and judge is None):
+        why = "judged-by=none" if judge is not None else "no public images"
+        progress.say(f"{why}: new bases are published WITHOUT being judged")
     rule = Rule.from_text(config.merge_rule)
     if warning := rule.warning(max(hospitals, 1)):
         progress.say(f"WARNING: {warning}")

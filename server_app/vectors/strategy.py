@@ -2,7 +2,7 @@
 
 Every hospital that is there is offered the current base, and fine-tunes it when it suits it. Each
 vector that comes is checked and stored; once enough have come, what they make together is judged
-on public images and published as the next base. The registry is the only state: a run that is
+(``judged-by``) and published as the next base. The registry is the only state: a run that is
 resumed goes on with it, and a vector that comes twice counts once.
 """
 
@@ -20,6 +20,7 @@ from common.errors import ConsiliumError, RoundError
 from common.messages import Delivery, Offer, Receipt
 from common.vectors import (
     Gate,
+    GateResult,
     InfluenceTable,
     Limits,
     Rule,
@@ -30,11 +31,13 @@ from common.vectors import (
     evaluation_gate,
     leave_one_out,
     margin,
+    merge_refusal,
     no_gate,
 )
 from common.vectors.checks import ENOUGH_NORMS
 from server_app.directory import Directory
 from server_app.registry import GateRefusal, Proposal, Registry
+from server_app.vectors.federated import Bench, CandidateWaits, FederatedJudge
 from server_app.vectors.keys import Keys
 from server_app.vectors.post import Answer, Post
 from server_app.vectors.public import Judge
@@ -67,6 +70,8 @@ class Vectors:
     journal: Journal
     skewed: bool
     """Whether hospitals may have different mixes of classes."""
+    panel: FederatedJudge | None = None
+    """The hospitals that judge candidates, where ``judged-by`` says so."""
 
     def __post_init__(self) -> None:
         self.rule = Rule.from_text(self.config.merge_rule)
@@ -86,8 +91,9 @@ class Vectors:
     def run(self) -> None:
         """Until enough bases are published or the time is over.
 
-        RoundError if nobody comes within ``connect-timeout``, or if every hospital has delivered
-        or refused, and what came makes no base.
+        RoundError if nobody comes within ``connect-timeout``, if every hospital has delivered
+        or refused, and what came makes no base, or if the time is over, and there is no base
+        because what came is not to be merged.
         """
         self._look_around()
         while not self._over():
@@ -101,6 +107,9 @@ class Vectors:
             if not answers:
                 self.post.rest()
         self._farewell()
+        refused = self.unmerged()
+        if refused and not self._allowed(refused) and not self.registry.log().points:
+            raise self._no_base("the time is over", refused.what)
 
     # Asking
 
@@ -274,6 +283,7 @@ class Vectors:
 
     def _publish(self) -> None:
         """The next base, if enough vectors have come, or no more will for this one."""
+        self._changed |= self.panel is not None and self.panel.due()
         if not self._changed:
             return
         self._changed = False
@@ -282,26 +292,31 @@ class Vectors:
         fresh = sum(i.staleness == 0 for i in pending)
         hospitals = {i.row.hospital for i in pending}
         settled = self._settled()
-        if len(hospitals) < self.config.publish_quorum or not (fresh >= self.every or settled):
+        every = self.every  # as many again after each candidate that the hospitals found worse
+        if self.panel is not None:
+            every *= 1 + self.panel.refusals(self.current.id)
+        if len(hospitals) < self.config.publish_quorum or not (fresh >= every or settled):
             if settled:
                 self._stuck(f"{len(hospitals)} hospitals' vectors wait, and the quorum is "
                             f"{self.config.publish_quorum}")  # fmt: skip
             return
         proposal = self.registry.candidate(self.rule)
-        influence = self.influence(proposal)
+        influence = None
         try:
             self._refuse(proposal)
-            gate: Gate = no_gate
-            if self.judge is not None:
-                gate = evaluation_gate(
-                    self.judge, count=self.judge.count, errors=self.config.publish_margin
-                )
-            base = self.registry.adopt(proposal, gate(proposal.base.weights, proposal.weights))
+            verdict = self._verdict(proposal, settled)
+            influence = self.influence(proposal)
+            base = self.registry.adopt(proposal, verdict)
+        except CandidateWaits as waits:
+            if waits.news:
+                self.journal.held(self.current.version, waits, None, None)
+            return
         except VectorError as error:
             if error.code == "registry-moved":
                 self._changed = True
                 return
             result = error.result if isinstance(error, GateRefusal) else None
+            influence = self.influence(proposal) if influence is None else influence
             self.journal.held(self.current.version, error, result, influence)
             if settled:
                 self._stuck(error.what)
@@ -309,11 +324,32 @@ class Vectors:
         self.current, self._changed = base, True
         self.journal.base(base, "published", proposal=proposal, influence=influence)
 
+    def _verdict(self, proposal: Proposal, settled: bool) -> GateResult:
+        """What ``judged-by`` says of a candidate; VectorErrors as those of FederatedJudge."""
+        if self.panel is not None:
+            return self.panel.verdict(proposal, self._bench(settled))
+        gate: Gate = no_gate
+        if self.judge is not None and self.config.judged_by == "public":
+            gate = evaluation_gate(
+                self.judge, count=self.judge.count, errors=self.config.publish_margin
+            )
+        return gate(proposal.base.weights, proposal.weights)
+
+    def _bench(self, settled: bool) -> Bench:
+        """Who can judge: a hospital that trains is not asked, and would not answer in time."""
+        gave = {v.hospital for v in self.registry.log().vectors if v.base == self.current.id}
+        there, _ = self.directory.reach(sorted(gave))
+        owing = set(self.post.open())
+        able = {name: node for name, node in there.items() if name not in owing}
+        return Bench(able, len(able) < len(there), frozenset(gave) if settled else None)
+
     def _refuse(self, proposal: Proposal) -> None:
         refusal = self.registry.refusal(proposal, skewed=self.skewed)
-        allowed = self.config.allow_random_base and not proposal.base.pretrained
-        if refusal is not None and not (allowed and refusal.code == "merge-base"):
+        if refusal is not None and not self._allowed(refusal):
             raise refusal
+
+    def _allowed(self, refusal: VectorError) -> bool:
+        return self.config.allow_random_base and refusal.code == "merge-base"
 
     def _exclude_outliers(self) -> None:
         """Vectors that came before there was a median to compare their norms with."""
@@ -342,12 +378,34 @@ class Vectors:
         if not self.config.versions:
             self.journal.trouble("", f"every hospital has answered, and {what}{said}")
             return
-        raise RoundError(
-            f"every hospital has answered, and there is no base {self.current.version + 1}: "
-            f"{what}{said}",
-            f"see `consilium vectors list {self.run_id}`, exclude what harms or let the hospitals "
-            f"mend what they name, then go on with resume={self.run_id}",
+        raise self._no_base("every hospital has answered", f"{what}{said}")
+
+    def _no_base(self, when: str, what: str) -> RoundError:
+        refused = self.unmerged()
+        left = "" if refused is None else (
+            f"{refused.remedy}: `consilium vectors ensemble {self.run_id}`. Or "
+        )  # fmt: skip
+        return RoundError(
+            f"{when}, and there is no base {self.current.version + 1}: {what}",
+            f"{left}see `consilium vectors list {self.run_id}`, exclude what harms or let the "
+            f"hospitals mend what they name, then go on with resume={self.run_id}",
         )
+
+    def unmerged(self) -> VectorError | None:
+        """Why what waits for the current base had better not be merged, and was not.
+
+        ``merge-base`` or ``merge-few``: the ensemble is left then
+        (:mod:`server_app.vectors.ensemble`). None: nothing is against it, or nothing waits.
+        """
+        log = self.registry.log()
+        if not any(i.staleness == 0 for i in log.pending()):
+            return None
+        hospitals = {row.hospital for row in log.counting()}
+        refused = merge_refusal(
+            pretrained=self.current.pretrained, hospitals=len(hospitals), skewed=self.skewed
+        )
+        merged = refused is not None and self._allowed(refused) and bool(log.points)
+        return None if merged else refused
 
     def influence(self, proposal: Proposal | None) -> InfluenceTable | None:
         """Each hospital's effect on the candidate (None: on the current base); None: not measured.

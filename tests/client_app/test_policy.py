@@ -34,6 +34,7 @@ def load(tmp_path: Path, text: str) -> HospitalPolicy:
         'version = 1\n[privacy]\nallow-non-private = "no"',
         'version = 1\n[privacy]\nunit = "hospital"', 'version = 1\n[privacy]\nmetrics = "all"',
         "version = 1\n[privacy]\ntotal_epsilon = 8", "version = 1\n[privacy]\nhold-days = -1",
+        'version = 1\n[vectors]\nevaluate = "sums"', "version = 1\n[vectors]\nevaluates = true",
     ],
 )  # fmt: skip
 def test_a_policy_that_is_wrong_anywhere_means_no_training(text: str, tmp_path: Path) -> None:
@@ -61,6 +62,8 @@ def test_what_a_policy_does_not_say_is_strict(tmp_path: Path) -> None:
     assert not policy.privacy.allow_non_private
     assert math.isfinite(policy.privacy.total_epsilon)
     assert policy.privacy.metrics == "noised"
+    assert policy.vectors.send == "never"
+    assert not policy.vectors.evaluate
 
 
 def test_whole_numbers_and_infinity_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Federated evaluation at a hospital: is the candidate better than the base, on its own images?
+
+The answer is two counts, and they leave in a sum over ``min-cohort`` hospitals or more, by the
+same secure aggregation as an update would (:mod:`client_app.secagg`): also in a run that says
+``secagg=false``, which is about the vectors. There is no answer in the clear.
+
+Imports no torch until it is clear that there is something to compute.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import Context, RecordDict
+
+from client_app import secagg
+from client_app.cohorts import Cohorts, JudgingRefusal
+from client_app.hospital import Hospital
+from client_app.identity import roster_of
+from common.aggregation import GAINED, JUDGE, LOST
+from common.errors import ConfigError
+from common.messages import Comparison, Envelope
+
+
+def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -> RecordDict:
+    """This round's public keys; the two counts stay at the node, to be masked.
+
+    Before anything is computed: ConfigError for a run that does not say that hospitals judge,
+    VectorsRefusal where the policy does not allow it, JudgingRefusal for a request in the clear,
+    a base that is not of this run, or too many candidates; Refusal for what secure aggregation
+    refuses (another run, round, layout, parameters that are weaker than the policy, no roster).
+    """
+    c = hospital.config
+    if c.mode != "vectors" or c.judged_by != "hospitals":
+        raise ConfigError(
+            "the server asked for a comparison of models in a run whose hospitals do not judge",
+            "ask the coordinator for mode=vectors and judged-by=hospitals",
+        )
+    hospital.policy.vectors.check_evaluate()
+    if not asked.invitation:
+        raise JudgingRefusal(
+            "judging-clear",
+            "the server asked for this hospital's counts in the clear",
+            "treat the server as hostile until this is explained: counts leave in sums only",
+        )
+    binding = secagg.check_invitation(
+        asked.invitation,
+        hospital,
+        run=asked.run,
+        round=asked.round,
+        purpose=JUDGE,
+        length=0,
+        has_roster=roster_of(context) is not None,
+    )
+    Cohorts(hospital, asked.run, asked.base).check(asked.models)
+    from client_app.work import compare
+
+    gained, lost = compare(asked, hospital)
+    message = secagg.advertise(
+        context,
+        hospital,
+        binding,
+        {GAINED: np.array([gained]), LOST: np.array([lost])},
+        weight=1,
+        model_hash=asked.models,
+        base=asked.base,
+    )
+    return Envelope(message).to_record()
