@@ -26,7 +26,6 @@ from common.errors import ConfigError
 from common.files import read_json, write_json
 from common.messages import RAW
 from common.secagg import HospitalRound, Refusal, RoundBinding, encode
-from common.secagg.state import HospitalState
 
 log = logging.getLogger("consilium.hospital")
 
@@ -205,8 +204,7 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
         reply = _stage(stage, machine, message, binding, context, hospital)
         if stage == CONSISTENCY and base:
             # The reply is a signature under these survivors: it leaves only after they are noted.
-            survivors = HospitalState.from_bytes(machine.to_bytes()).survivors
-            Cohorts(hospital, binding.run, base).agree(binding.model_hash, survivors)
+            Cohorts(hospital, binding.run, base).agree(binding.model_hash, machine.survivors)
     except BaseException:
         machine.wipe()
         wipe(context)

@@ -189,7 +189,7 @@ def train(
         batches = _shuffled(images, labels, settings.batch_size, settings.epochs, seed)
         optimizer = _make_optimizer(model, settings)
         planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
-        rate = _Rate(settings, planned)
+        rate = StepRate(settings, planned)
         loss, steps = _descend(model, optimizer, batches, criterion, rate)
     elif settings.precision != "float32":
         raise ValueError("private training computes in float32: set precision=float32")
@@ -234,7 +234,7 @@ def _train_private(
     )
     watch = ContiguityWatch(model)
     try:
-        rate = _Rate(settings, privacy.steps)
+        rate = StepRate(settings, privacy.steps)
         return _descend_private(wrapped, optimizer, batches, criterion, rate)
     finally:
         watch.remove()
@@ -242,7 +242,7 @@ def _train_private(
 
 
 @dataclass
-class _Rate:
+class StepRate:
     """The learning rate before each of ``planned`` steps."""
 
     settings: TrainSettings
@@ -262,7 +262,7 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],
     criterion: Criterion,
-    rate: _Rate,
+    rate: StepRate,
 ) -> tuple[float, int]:
     total, images, steps = 0.0, 0, 0
     half = rate.settings.precision == "bfloat16"
@@ -284,7 +284,7 @@ def _descend_private(
     optimizer: SecureDPOptimizer,
     batches: PoissonBatches,
     criterion: Criterion,
-    rate: _Rate,
+    rate: StepRate,
 ) -> float:
     total, images = 0.0, 0
     for part in batches:

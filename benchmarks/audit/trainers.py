@@ -23,7 +23,7 @@ from common.model import Weights
 from common.privacy.engine import PoissonBatches, SecureDPOptimizer
 from common.privacy.guard import Criterion
 from common.privacy.randomness import SecureRandom
-from common.training import TrainSettings
+from common.training import StepRate, TrainSettings
 
 Parts = Sequence[tuple[Any, str, Any]]
 """(module or class, name of the part, what stands in for it)."""
@@ -145,7 +145,11 @@ def batch_innermost(x: Tensor) -> Tensor:
 
 
 def _two_passes(
-    model: nn.Module, optimizer: SecureDPOptimizer, batches: PoissonBatches, criterion: Criterion
+    model: nn.Module,
+    optimizer: SecureDPOptimizer,
+    batches: PoissonBatches,
+    criterion: Criterion,
+    rate: StepRate,
 ) -> float:
     """DP-SGD with per-image gradients for the norms only; autograd sums, weighted by them.
 
@@ -155,6 +159,7 @@ def _two_passes(
     for part in batches:
         assert part.last and part.units is None and len(part.labels)  # the audit's are small
         optimizer.zero_grad()
+        rate.set(optimizer)
         loss = criterion(model(part.images), part.labels) * len(part.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         square = sum(p.grad_sample.double().flatten(1).square().sum(1) for p in parameters)

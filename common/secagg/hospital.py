@@ -65,6 +65,11 @@ class HospitalRound:
         return self._state.name
 
     @property
+    def survivors(self) -> list[str]:
+        """Whose vectors the sum holds: the list that it signed; empty before it signed one."""
+        return list(self._state.survivors)
+
+    @property
     def authenticated(self) -> bool:
         """Whether the cohort's identities were checked against a roster.
 

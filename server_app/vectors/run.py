@@ -158,7 +158,7 @@ class VectorsRun:
             "epsilon": max((e for h in found.values() for e in h["epsilons"]), default=None),
             "delta": c.delta if private else None,
             "by_hospital": found,
-            "influence": influence_rows(self.vectors.influence(None)),
+            "influence": influence_rows(self.vectors.judging.influence(None)),
             "ensemble": self._ensemble(),
             "secagg": False,
             "source": self.setting.source,
@@ -175,7 +175,7 @@ class VectorsRun:
         folder, cores = self.store.directory / FOLDER, os.cpu_count() or 1
         try:
             forget_ensemble(self.registry, folder)
-            refused = self.vectors.unmerged()
+            refused = self.vectors.judging.unmerged(self.vectors.current)
             if refused is None:
                 return None
             made = write_ensemble(

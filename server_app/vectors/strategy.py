@@ -19,25 +19,18 @@ from common.config import RunConfig
 from common.errors import ConsiliumError, RoundError
 from common.messages import Delivery, Offer, Receipt
 from common.vectors import (
-    Gate,
-    GateResult,
-    InfluenceTable,
     Limits,
     Rule,
     SignedVector,
     TaskVector,
     VectorError,
     Withdrawal,
-    evaluation_gate,
-    leave_one_out,
-    margin,
-    merge_refusal,
-    no_gate,
 )
 from common.vectors.checks import ENOUGH_NORMS
 from server_app.directory import Directory
-from server_app.registry import GateRefusal, Proposal, Registry
+from server_app.registry import GateRefusal, Registry
 from server_app.vectors.federated import Bench, CandidateWaits, FederatedJudge
+from server_app.vectors.judging import Judging
 from server_app.vectors.keys import Keys
 from server_app.vectors.post import Answer, Post
 from server_app.vectors.public import Judge
@@ -50,8 +43,6 @@ KNOCK = 60.0
 """Seconds after which a hospital that has delivered is asked whether it takes something back."""
 FAREWELL = 10.0
 """Seconds that receipts have at the end."""
-MOST_INFLUENCES = 20
-"""Hospitals up to which the influence of each is measured: an evaluation for every one."""
 
 
 @dataclass
@@ -78,6 +69,7 @@ class Vectors:
         half = max(1, math.ceil(self.hospitals / 2))
         self.every = self.config.publish_every or half
         self.current = self.registry.current()
+        self.judging = Judging(self.config, self.registry, self.judge, self.panel, self.skewed)
         self._standing: dict[str, Standing] = defaultdict(Standing)
         self._began = self._look_again = time.monotonic()
         self._changed = True
@@ -107,8 +99,8 @@ class Vectors:
             if not answers:
                 self.post.rest()
         self._farewell()
-        refused = self.unmerged()
-        if refused and not self._allowed(refused) and not self.registry.log().points:
+        refused = self.judging.unmerged(self.current)
+        if refused and not self.judging.allowed(refused) and not self.registry.log().points:
             raise self._no_base("the time is over", refused.what)
 
     # Asking
@@ -303,9 +295,9 @@ class Vectors:
         proposal = self.registry.candidate(self.rule)
         influence = None
         try:
-            self._refuse(proposal)
-            verdict = self._verdict(proposal, settled)
-            influence = self.influence(proposal)
+            self.judging.refuse(proposal)
+            verdict = self.judging.verdict(proposal, lambda: self._bench(settled))
+            influence = self.judging.influence(proposal)
             base = self.registry.adopt(proposal, verdict)
         except CandidateWaits as waits:
             if waits.news:
@@ -316,24 +308,13 @@ class Vectors:
                 self._changed = True
                 return
             result = error.result if isinstance(error, GateRefusal) else None
-            influence = self.influence(proposal) if influence is None else influence
+            influence = self.judging.influence(proposal) if influence is None else influence
             self.journal.held(self.current.version, error, result, influence)
             if settled:
                 self._stuck(error.what)
             return
         self.current, self._changed = base, True
         self.journal.base(base, "published", proposal=proposal, influence=influence)
-
-    def _verdict(self, proposal: Proposal, settled: bool) -> GateResult:
-        """What ``judged-by`` says of a candidate; VectorErrors as those of FederatedJudge."""
-        if self.panel is not None:
-            return self.panel.verdict(proposal, self._bench(settled))
-        gate: Gate = no_gate
-        if self.judge is not None and self.config.judged_by == "public":
-            gate = evaluation_gate(
-                self.judge, count=self.judge.count, errors=self.config.publish_margin
-            )
-        return gate(proposal.base.weights, proposal.weights)
 
     def _bench(self, settled: bool) -> Bench:
         """Who can judge: a hospital that trains is not asked, and would not answer in time."""
@@ -342,14 +323,6 @@ class Vectors:
         owing = set(self.post.open())
         able = {name: node for name, node in there.items() if name not in owing}
         return Bench(able, len(able) < len(there), frozenset(gave) if settled else None)
-
-    def _refuse(self, proposal: Proposal) -> None:
-        refusal = self.registry.refusal(proposal, skewed=self.skewed)
-        if refusal is not None and not self._allowed(refusal):
-            raise refusal
-
-    def _allowed(self, refusal: VectorError) -> bool:
-        return self.config.allow_random_base and refusal.code == "merge-base"
 
     def _exclude_outliers(self) -> None:
         """Vectors that came before there was a median to compare their norms with."""
@@ -381,7 +354,7 @@ class Vectors:
         raise self._no_base("every hospital has answered", f"{what}{said}")
 
     def _no_base(self, when: str, what: str) -> RoundError:
-        refused = self.unmerged()
+        refused = self.judging.unmerged(self.current)
         left = "" if refused is None else (
             f"{refused.remedy}: `consilium vectors ensemble {self.run_id}`. Or "
         )  # fmt: skip
@@ -389,44 +362,6 @@ class Vectors:
             f"{when}, and there is no base {self.current.version + 1}: {what}",
             f"{left}see `consilium vectors list {self.run_id}`, exclude what harms or let the "
             f"hospitals mend what they name, then go on with resume={self.run_id}",
-        )
-
-    def unmerged(self) -> VectorError | None:
-        """Why what waits for the current base had better not be merged, and was not.
-
-        ``merge-base`` or ``merge-few``: the ensemble is left then
-        (:mod:`server_app.vectors.ensemble`). None: nothing is against it, or nothing waits.
-        """
-        log = self.registry.log()
-        if not any(i.staleness == 0 for i in log.pending()):
-            return None
-        hospitals = {row.hospital for row in log.counting()}
-        refused = merge_refusal(
-            pretrained=self.current.pretrained, hospitals=len(hospitals), skewed=self.skewed
-        )
-        merged = refused is not None and self._allowed(refused) and bool(log.points)
-        return None if merged else refused
-
-    def influence(self, proposal: Proposal | None) -> InfluenceTable | None:
-        """Each hospital's effect on the candidate (None: on the current base); None: not measured.
-
-        It takes public images, and at most :data:`MOST_INFLUENCES` hospitals.
-        """
-        log = self.registry.log()
-        among = log.counting() if proposal else [
-            v for v in log.vectors if v.serial in log.published_in
-        ]  # fmt: skip
-        hospitals = {row.hospital for row in among}
-        if self.judge is None or not 0 < len(hospitals) <= MOST_INFLUENCES:
-            return None
-        rule = proposal.rule if proposal else None
-        weights = proposal.weights if proposal else self.registry.current().weights
-        count = self.judge.count
-        return leave_one_out(
-            hospitals,
-            lambda name: weights if name is None else self.registry.weights_without(name, rule),
-            self.judge,
-            margin=margin(self.judge(weights), count, errors=2.0),
         )
 
     def _farewell(self) -> None:
