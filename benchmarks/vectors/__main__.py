@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.vectors.methods import BASES, base_of, centralised, federated, merged, repeated
+from benchmarks.vectors.methods import BASES, base_of, centralised, federated_last, merged, repeated
 from benchmarks.vectors.world import Workers, config_of
 from common.files import read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "vectors.json"
 KEY = ("partition", "base", "seed", "epochs")
+FIGURES = ("test_accuracy", "test_macro_f1", "val_accuracy")
+METHODS = {"fedavg": federated_last, "asynchronous": repeated, "centralised": centralised}
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--bases", default=",".join(BASES))
     parser.add_argument("--partitions", default="size-skew,dirichlet")
+    parser.add_argument("--methods", default=",".join(("merged", *METHODS)))
     parser.add_argument("--base-epochs", type=int, default=40, help="of the public base")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
@@ -43,7 +48,7 @@ def main() -> None:
     if arguments.markdown:
         show(read_json(arguments.out), markdown=True)
         return
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     if arguments.out.exists() and not arguments.fresh:
         rows = read_json(arguments.out)
     workers = Workers()
@@ -53,7 +58,7 @@ def main() -> None:
                 for partition in arguments.partitions.split(","):
                     cell = {"partition": partition, "base": base, "seed": seed,
                             "epochs": arguments.epochs}  # fmt: skip
-                    if any(all(r[k] == cell[k] for k in KEY) for r in rows):
+                    if all(present(rows, cell, m) for m in arguments.methods.split(",")):
                         continue
                     started = time.monotonic()
                     rows += run_cell(workers, arguments, cell, rows)
@@ -64,27 +69,35 @@ def main() -> None:
     show(rows)
 
 
+def present(rows: Sequence[Row], cell: Row, method: str) -> bool:
+    """Whether a cell's rows of a method are there; ``merged`` stands for the base, the single
+    hospitals, every rule and the ensemble."""
+    name = "merged: mean" if method == "merged" else method
+    return any(r["method"] == name and all(r[k] == cell[k] for k in KEY) for r in rows)
+
+
 def run_cell(
-    workers: Workers, arguments: argparse.Namespace, cell: dict[str, Any],
-    known: list[dict[str, Any]],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Every method of one cell, as rows; centralised training is the same for all partitions."""
+    workers: Workers, arguments: argparse.Namespace, cell: Row, known: Sequence[Row]
+) -> list[Row]:
+    """The asked methods that a cell lacks; centralised training is the same for all partitions."""
     config = config_of(arguments.data, cell["partition"], cell["seed"])
     base = base_of(workers, config, cell["base"], arguments.base_epochs)
-    found = merged(workers, config, base, arguments.epochs)
-    found |= {"fedavg": federated(workers, config, base, arguments.epochs)[-1].row()}
-    found |= {"asynchronous": repeated(workers, config, base, arguments.epochs)[-1].row()}
-    same = [r for r in known if r["method"] == "centralised"
-            and all(r[k] == cell[k] for k in KEY if k != "partition")]  # fmt: skip
-    if same:
-        figures = ("test_accuracy", "test_macro_f1", "val_accuracy")
-        found["centralised"] = {k: same[0][k] for k in figures}
-    else:
-        found["centralised"] = centralised(workers, config, base, arguments.epochs).row()
+    found: dict[str, Row] = {}
+    for method in arguments.methods.split(","):
+        if present(known, cell, method):
+            continue
+        elsewhere = [r for r in known if r["method"] == method == "centralised"
+                     and all(r[k] == cell[k] for k in KEY if k != "partition")]  # fmt: skip
+        if elsewhere:
+            found[method] = {k: elsewhere[0][k] for k in FIGURES}
+        elif method == "merged":
+            found |= merged(workers, config, base, arguments.epochs)
+        else:
+            found[method] = METHODS[method](workers, config, base, arguments.epochs).row()
     return [{**cell, "method": method, **figures} for method, figures in found.items()]
 
 
-def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
+def table_of(rows: list[Row]) -> list[list[str]]:
     """Test accuracy in %, mean ± sd over the seeds: a head, then a line for each method."""
     columns = sorted({(r["base"], r["partition"]) for r in rows}, reverse=True)
     lines = [["method", *(f"{base} base, {partition}" for base, partition in columns)]]
@@ -101,7 +114,7 @@ def table_of(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def show(rows: list[dict[str, Any]], *, markdown: bool = False) -> None:
+def show(rows: list[Row], *, markdown: bool = False) -> None:
     """Print the table, for people or for a document."""
     head, *lines = table_of(rows)
     if markdown:

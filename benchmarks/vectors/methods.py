@@ -112,7 +112,12 @@ def federated(
     return found
 
 
-def repeated(workers: Workers, config: RunConfig, base: Weights, epochs: int) -> list[Figures]:
+def federated_last(workers: Workers, config: RunConfig, base: Weights, rounds: int) -> Figures:
+    """The model after the last round of :func:`federated`."""
+    return federated(workers, config, base, rounds)[-1]
+
+
+def repeated(workers: Workers, config: RunConfig, base: Weights, epochs: int) -> Figures:
     """Task vectors again and again: each hospital makes some, a base comes after every five.
 
     The hospitals' clocks differ by up to a factor of two, so that some vectors come late.
@@ -124,7 +129,7 @@ def repeated(workers: Workers, config: RunConfig, base: Weights, epochs: int) ->
         workers, config, hospitals, passes=passes, most_vectors=epochs // passes,
         publish_every=HOSPITALS // 2,
     )  # fmt: skip
-    return [a.figures for a in clock.run(base)]
+    return [a.figures for a in clock.run(base)][-1]
 
 
 def centralised(workers: Workers, config: RunConfig, base: Weights, epochs: int) -> Figures:
