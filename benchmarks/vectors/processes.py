@@ -5,8 +5,9 @@
 Five hospitals' nodes and a server on loopback, TLS and node keys on, no privacy and no secure
 aggregation; all start from one public base. One hospital computes a tenth of the time (its apps
 are stopped the rest), one is off half of the time (all its processes stand still for a minute, then
-run for a minute). Rounds first, then vectors, in the same federation. The row goes to
-``results/async.json`` beside those of the simulated clock.
+run for a minute). Rounds first, then vectors, in the same federation. A round waits for everybody
+who is connected, and counts with three of five: who stands still long enough is taken for away. The
+row goes to ``results/async.json`` beside those of the simulated clock.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def main() -> None:
             "local-epochs": "1",
         }  # fmt: skip
         rounds = curve_of_rounds(
-            run(root, port, common | {"rounds": str(arguments.rounds), "quorum": "1.0"})
+            run(root, port, common | {"rounds": str(arguments.rounds), "quorum": "0.6"})
         )
         vectors = curve_of_vectors(
             run(root, port, common | {"mode": "vectors", "versions": str(arguments.bases)})
@@ -183,7 +184,7 @@ def main() -> None:
     level = min(max(a for _, a in rounds), max(a for _, a in vectors))
     ours, theirs = reached(vectors, level), reached(rounds, level)
     row: dict[str, Any] = {
-        "setting": SETTING, "synchronous": "all", "partition": "size-skew", "seed": 0,
+        "setting": SETTING, "synchronous": "all that are connected", "partition": "size-skew", "seed": 0,
         "clock": "real processes", "hospitals": arguments.hospitals, "accuracy": level,
         "time": ours, "time_synchronous": theirs, "speedup": theirs / ours if ours else None,
         "test_accuracy": vectors[-1][1], "test_accuracy_synchronous": rounds[-1][1],
