@@ -184,7 +184,8 @@ def main() -> None:
     level = min(max(a for _, a in rounds), max(a for _, a in vectors))
     ours, theirs = reached(vectors, level), reached(rounds, level)
     row: dict[str, Any] = {
-        "setting": SETTING, "synchronous": "all that are connected", "partition": "size-skew", "seed": 0,
+        "setting": SETTING, "synchronous": "all that are connected", "partition": "size-skew",
+        "seed": 0,
         "clock": "real processes", "hospitals": arguments.hospitals, "accuracy": level,
         "time": ours, "time_synchronous": theirs, "speedup": theirs / ours if ours else None,
         "test_accuracy": vectors[-1][1], "test_accuracy_synchronous": rounds[-1][1],
