@@ -3,7 +3,8 @@
 One unit of time is what an ordinary hospital with the mean number of images takes for one pass
 over them. The rules are the run's own: a hospital that is free and has not delivered for the
 current base trains from it; a base is published once ``publish_every`` vectors for the current one
-have come, or once every hospital's has; a vector for an older base enters with its smaller step.
+have come, or once every hospital's has, unless it validates worse by more than the run config's
+margin on the coordinator's public images; a vector for an older base enters with its smaller step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from benchmarks.vectors.world import Figures, Task, Workers, settings_of, sizes
 from common.config import RunConfig
 from common.model import Weights
-from common.vectors import Contribution, Rule, bucket_of, candidate
+from common.vectors import Contribution, Rule, bucket_of, candidate, judge
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Asynchronous:
         self._sizes = sizes(config)
         self._mean = sum(self._sizes) / len(self._sizes)
         self._made = dict.fromkeys(range(len(self._hospitals)), 0)
+        self._updates: dict[int, Weights] = {}
 
     def duration(self, hospital: int) -> float:
         """How long a vector takes where nothing is slow or off."""
@@ -103,13 +105,21 @@ class Asynchronous:
             settled = not training
             if not (fresh >= self._every or settled):
                 continue
-            bases.append(candidate(bases[-1], self._vectors(pending, bases), rule))
+            made = candidate(bases[-1], self._vectors(pending, bases), rule)
+            if not self._adopt(bases[-1], made):
+                continue  # more vectors may come
+            bases.append(made)
             count, pending = len(pending), []
             yield Arrivals(vector.done, len(bases) - 1, count,
                            self._workers.measures(self._config, [bases[-1]])[0])  # fmt: skip
             busy = {v.hospital for v in training}
             for i in sorted(set(done) - busy):
                 serial = self._begin(training, i, len(bases) - 1, vector.done, serial)
+
+    def _adopt(self, current: Weights, made: Weights) -> bool:
+        found = self._workers.judged(self._config, [current, made])
+        errors = self._config.publish_margin
+        return judge(*(f.accuracy for f in found), count=found[0].count, errors=errors).adopt
 
     def _begin(
         self, training: list[_Vector], hospital: int, version: int, now: float, serial: int
@@ -124,12 +134,15 @@ class Asynchronous:
     def _vectors(self, pending: Sequence[_Vector], bases: Sequence[Weights]) -> list[Contribution]:
         """Their trainings, done now: nothing in between could have changed them."""
         settings = settings_of(self._config, self._passes)
+        new = [v for v in pending if v.serial not in self._updates]
         tasks = [
             Task(self._config, v.hospital, bases[v.version], settings, draw=1000 + v.serial)
-            for v in pending
+            for v in new
         ]
+        made = self._workers.updates(tasks)
+        self._updates |= {v.serial: update for v, update in zip(new, made, strict=True)}
         return [
-            Contribution(f"{v.serial:032x}", f"hospital-{v.hospital:02d}", update,
+            Contribution(f"{v.serial:032x}", f"hospital-{v.hospital:02d}", self._updates[v.serial],
                          float(bucket_of(self._sizes[v.hospital])), len(bases) - 1 - v.version)
-            for v, update in zip(pending, self._workers.updates(tasks), strict=True)
+            for v in pending
         ]  # fmt: skip

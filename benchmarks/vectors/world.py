@@ -136,6 +136,22 @@ def measure(config: RunConfig, weights: Mapping[str, np.ndarray]) -> Figures:
     return of_probabilities(config, test.probabilities, val.correct / val.examples)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Accuracy on ``count`` public images that no base was trained on."""
+
+    accuracy: float
+    count: int
+
+
+def judged(config: RunConfig, weights: Mapping[str, np.ndarray]) -> Verdict:
+    """A model on the public images by which a run judges."""
+    images = public_split(load_dataset(config).val)[1]
+    found = evaluate(build(spec_of(config)), weights, to_tensor(images.images),
+                     torch.from_numpy(images.labels))  # fmt: skip
+    return Verdict(found.correct / found.examples, found.examples)
+
+
 def of_probabilities(config: RunConfig, probabilities: np.ndarray, val: float) -> Figures:
     """Figures of class probabilities on the test split."""
     data = load_dataset(config)
@@ -165,6 +181,11 @@ class Workers:
     def measures(self, config: RunConfig, models: Sequence[Weights]) -> list[Figures]:
         """Figures of each model, in order."""
         running = [self._pool.submit(measure, config, weights) for weights in models]
+        return [r.result() for r in running]
+
+    def judged(self, config: RunConfig, models: Sequence[Weights]) -> list[Verdict]:
+        """What the public images say of each model, in order."""
+        running = [self._pool.submit(judged, config, weights) for weights in models]
         return [r.result() for r in running]
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.vectors.clock import Arrivals, Asynchronous, Hospital
-from benchmarks.vectors.world import HOSPITALS, Figures, Task, config_of, sizes
+from benchmarks.vectors.world import HOSPITALS, Figures, Task, Verdict, config_of, sizes
 from common.config import RunConfig
 from common.model import Weights
 
@@ -20,19 +20,25 @@ CONFIG = config_of(None, "size-skew", 0)
 class NoTraining:
     """Workers whose updates say only who made them, and when they were asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, worth: Callable[[float], float] = lambda value: 0.9) -> None:
         self.tasks: list[Task] = []
+        self.worth = worth
 
     def updates(self, tasks: Sequence[Task]) -> list[Weights]:
         self.tasks += tasks
         return [{"w": np.ones(1, dtype=np.float32)} for _ in tasks]
 
+    def judged(self, config: RunConfig, models: Sequence[Weights]) -> list[Verdict]:
+        return [Verdict(self.worth(float(m["w"][0])), 400) for m in models]
+
     def measures(self, config: RunConfig, models: Sequence[Weights]) -> list[Figures]:
         return [Figures(float(m["w"][0]), 0.0, 0.0, np.zeros((0, 2))) for m in models]
 
 
-def bases(hospitals: Sequence[Hospital], **how: float) -> tuple[list[Arrivals], list[Task]]:
-    workers = NoTraining()
+def bases(
+    hospitals: Sequence[Hospital], worth: Callable[[float], float] = lambda value: 0.9, **how: float
+) -> tuple[list[Arrivals], list[Task]]:
+    workers = NoTraining(worth)
     clock = Asynchronous(workers, CONFIG, hospitals, passes=1, publish_every=5, **how)  # type: ignore[arg-type]
     return list(clock.run({"w": np.zeros(1, dtype=np.float32)})), workers.tasks
 
@@ -70,3 +76,11 @@ def test_every_hospital_makes_as_many_vectors_as_it_may() -> None:
     assert sum(a.vectors for a in found) == 3 * HOSPITALS
     assert [a.version for a in found] == list(range(1, len(found) + 1))
     assert [a.time for a in found] == sorted(a.time for a in found)
+
+
+def test_a_base_that_validates_worse_waits_for_more_vectors_and_none_is_trained_twice() -> None:
+    even = [Hospital(i, 1 + i / 9) for i in range(HOSPITALS)]
+    found, tasks = bases(even, worth=lambda value: 0.9 - 0.2 * (value > 1.5), most_vectors=4)
+    assert len(found) == 1  # each further vector would make it worse
+    drawn = [t.draw for t in tasks]
+    assert len(set(drawn)) == len(drawn)
