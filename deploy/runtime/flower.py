@@ -179,9 +179,9 @@ def seldom_expiry(seconds: float = EXPIRY) -> None:
     """Look for tasks that nobody works on any more once in ``seconds``, not at every call.
 
     Flower's database state does so whenever a run's status is asked for, with two updates: each
-    call at the server (several for every message) then waits for SQLite's one write lock, and was
-    measured to spend most of its time there. A task expires after some 30 s without a sign of
-    life, so that a second more changes nothing.
+    call at the server (several for every message) then waits for SQLite's one write lock: in a
+    profile of a round more threads were there than anywhere else. A task expires after some 30 s
+    without a sign of life, so that a second more changes nothing.
     """
     from flwr.supercore.corestate.sql_corestate import SqlCoreState
 

@@ -66,8 +66,8 @@ class OnlyFor:
 def short_way() -> None:
     """Let the hospitals' calls and the run's past the four layers that are for control alone.
 
-    Each is a task group and two streams for every call, to find that there is nothing to do: with
-    them the SuperLink, one process, spent two fifths more on a call.
+    Each is a task group and two streams for every call, to find that there is nothing to do; and
+    the SuperLink, one Python process, is what bounds a stage.
     """
     from flwr.superlink import main as superlink
     from starlette.middleware import Middleware
