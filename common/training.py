@@ -178,9 +178,8 @@ def train(
     whatever the number of images. None: each image is a unit of its own. ``criterion`` is the
     mean of per-image losses.
 
-    Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`),
-    TrainingError when the loss or the update is not finite, ValueError for a precision other than
-    float32 with privacy.
+    Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, a
+    precision other than float32), TrainingError when the loss or the update is not finite.
     """
     set_weights(model, start)
     model.train()
@@ -192,7 +191,10 @@ def train(
         rate = StepRate(settings, planned)
         loss, steps = _descend(model, optimizer, batches, criterion, rate)
     elif settings.precision != "float32":
-        raise ValueError("private training computes in float32: set precision=float32")
+        raise PrivacyError(
+            f"private training in {settings.precision}: norms must be those of what is summed",
+            "set precision=float32",
+        )
     else:
         private = PoissonBatches(
             images,

@@ -21,6 +21,7 @@ from common.roster import load_roster
 from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
+from server_app.first_base import first_base
 from server_app.progress import Progress
 from server_app.report import write_report
 from server_app.run_store import RunStore, versions
@@ -50,6 +51,13 @@ class Coordinator:
         if config.secagg:
             # Or refused here, now.
             params_for(config, sample_size(config.fraction, setting.hospitals))
+        spec = ModelSpec(
+            model=config.model,
+            width=config.model_width,
+            num_classes=len(setting.class_names),
+            channels=setting.channels,
+        )
+        start = {} if config.resume else first_base(config, spec).weights
         if config.resume:
             store = RunStore.resume(config.resume, config.as_dict())
         else:
@@ -59,12 +67,6 @@ class Coordinator:
         if setting.table:
             store.save_partition(setting.table)
             progress.partition(setting.table)
-        spec = ModelSpec(
-            model=config.model,
-            width=config.model_width,
-            num_classes=len(setting.class_names),
-            channels=setting.channels,
-        )
         evaluator = None
         if setting.test is not None:
             # Hospitals wait meanwhile, and no model depends on it: all cores.
@@ -76,7 +78,7 @@ class Coordinator:
                 "stand between the hospitals"
             )
         directory = Directory(grid, members=setting.members)
-        fedavg = FedAvg(grid, config, directory, spec, store, progress, evaluator, roster)
+        fedavg = FedAvg(grid, config, directory, spec, store, progress, start, evaluator, roster)
         return cls(config, setting, directory, store, progress, fedavg)
 
     def train(self) -> None:

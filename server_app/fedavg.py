@@ -26,7 +26,6 @@ from server_app.progress import Progress
 from server_app.rounds import Outcome, add_update, plain_round, with_momentum
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
-from server_app.vectors.base import first_base
 
 CONSECUTIVE_FAILURES = 3
 """Rounds in a row that may fail (model unchanged each time) before the run gives up."""
@@ -44,6 +43,8 @@ class FedAvg:
     spec: ModelSpec
     store: RunStore
     progress: Progress
+    start: Mapping[str, np.ndarray]
+    """The weights before the first round; not looked at by a run that goes on."""
     evaluate: Evaluate | None
     """Central test figures of a model; None where the coordinator has no test set."""
     roster: Mapping[str, bytes] | None = None
@@ -100,8 +101,7 @@ class FedAvg:
         if done is not None:
             last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
             return done, {k: last[k] for k in order}, {k: before[k] for k in order}
-        base = first_base(self.config, self.spec)
-        fresh = {k: np.asarray(base.weights[k]) for k in order}
+        fresh = {k: np.asarray(self.start[k]) for k in order}
         record: dict[str, Any] = {"round": 0, "status": "ok", "test": None, "seconds": 0.0}
         if self.evaluate is not None:
             record["test"] = self.evaluate(fresh)

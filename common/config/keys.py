@@ -150,8 +150,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="threads", default=1, low=1, high=256,
         meaning="CPU threads of one simulated hospital's training"),
     Key(name="precision", default="float32", choices=("float32", "bfloat16"),
-        meaning="of forward and backward passes in training; bfloat16: twice as fast where the CPU "
-        "has it, weights stay float32, privacy=none only"),
+        meaning="of forward and backward passes in training; bfloat16: where the CPU has it; "
+        "weights stay float32, privacy=none only"),
     Key(name="seed", default=0, low=0, high=2**31 - 1,
         meaning="of partition, initial weights and non-private batches; never of DP noise"),
     Key(name="resume", default="",

@@ -20,7 +20,7 @@ from common.errors import ConfigError
 from common.model import ModelSpec, build
 from common.simulation import load_dataset
 from common.training import evaluate, to_tensor
-from server_app.vectors.base import is_file
+from server_app.first_base import is_file
 
 HELD_OUT = 0.25
 """Share of the public images that pre-training never sees."""

@@ -18,12 +18,12 @@ from common.roster import load_roster
 from common.vectors import Rule
 from server_app.directory import Directory
 from server_app.evaluation import Evaluator
+from server_app.first_base import first_base
 from server_app.progress import Progress
 from server_app.registry import Registry
 from server_app.report import write_report
 from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
-from server_app.vectors.base import first_base
 from server_app.vectors.ensemble import FOLDER, forget_ensemble, write_ensemble
 from server_app.vectors.federated import FederatedJudge, check_cohort
 from server_app.vectors.keys import Keys

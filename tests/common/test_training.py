@@ -112,7 +112,7 @@ def test_bfloat16_learns_the_same_with_float32_weights_and_is_refused_under_priv
     assert weights_digest(first.update) != weights_digest(exact.update)
     assert all(u.dtype == np.float32 for u in first.update.values())
     assert first.loss == pytest.approx(exact.loss, rel=0.1)
-    with pytest.raises(ValueError, match="float32"):
+    with pytest.raises(PrivacyError, match="bfloat16"):
         train(build(SPEC), start, images, labels,
               dataclasses.replace(private(1.0), precision="bfloat16"), seed=0)  # fmt: skip
 

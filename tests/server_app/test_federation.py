@@ -308,7 +308,13 @@ def test_hospitals_that_do_not_come_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"rounds": 0}, {"typo": 1}, {"model": "resnet9", "privacy": "local"}]
+    "bad",
+    [
+        {"rounds": 0},
+        {"typo": 1},
+        {"model": "resnet9", "privacy": "local"},
+        {"base": "/nowhere.safetensors"},
+    ],
 )
 def test_a_wrong_configuration_stops_before_any_hospital_is_asked(
     bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -261,7 +261,7 @@ def test_an_exchange_takes_no_longer_than_its_time_whoever_is_silent(
 def ready(values: dict[str, Any], path: str) -> tuple[InProcessGrid, Proposal]:
     """Five hospitals, and a candidate: the base with every weight moved a little."""
     from client_app.app import app
-    from server_app.vectors.base import first_base
+    from server_app.first_base import first_base
 
     spec = ModelSpec(width=0.03125)
     first: Base = first_base(RunConfig.parse(values), spec)
