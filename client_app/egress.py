@@ -21,6 +21,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, RecordDict
 
 from client_app.hospital import Hospital
+from common.aggregation import GRADIENT
 from common.errors import ConsiliumError
 from common.messages import Comparison, Job, Offer, Receipt
 from common.privacy.limits import EXACT, NOISED
@@ -260,4 +261,9 @@ def _told(name: str, hospital: Hospital | None, binding: RoundBinding | None) ->
         return f"{how}; withheld: zero, whatever the images are"
     if c.privacy == "none" or (exact and name.startswith("val-")):
         return f"{how}; exact, no differential privacy"
+    if name == GRADIENT and c.privacy == "distributed":
+        return (
+            f"{how}; with this hospital's share of the noise: ε={c.epsilon:g}, δ={c.delta:g} per "
+            f"{c.privacy_unit}, whole run, of the sum alone"
+        )
     return f"{how}; with noise: ε={c.epsilon:g}, δ={c.delta:g} per {c.privacy_unit}, whole run"

@@ -77,6 +77,7 @@ class Privacy(Table):
         PrivacyLimits.min_noise_multiplier, ge=0, allow_inf_nan=False
     )
     allow_non_private: bool = PrivacyLimits.allow_non_private
+    shared_noise: bool = PrivacyLimits.shared_noise
     unit: Literal["image", "patient"] = "image"
     metrics: Literal["noised", "withheld", "exact"] = "noised"
     hold_days: float = Field(PrivacyLimits.hold_days, ge=0, le=3650)

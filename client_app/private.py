@@ -6,6 +6,11 @@ kept on the disk before it leaves, so that
 * a crash in between leaves it counted, and asked again it trains again under the same
   reservation: nothing of the first attempt had left;
 * the same request after that (a lost reply, a resumed run) gets the kept result and costs nothing.
+
+A server step (:meth:`PrivateRun.drawn`) is the exception: it is charged for good before it is
+computed, nothing of it is kept, and the same request is drawn and charged anew. Its noise may be
+a share of a sum's; were the same vector summed twice, over different hospitals, the difference of
+the sums would show it with that share alone.
 """
 
 from __future__ import annotations
@@ -16,18 +21,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
+from torch import Tensor
 
 from client_app.data import HospitalData
 from client_app.hospital import Hospital
-from common.config import RunConfig
 from common.files import atomic_write, read_json, write_json
 from common.model import Weights
+from common.privacy.distributed import NoiseShares
 from common.privacy.figures import Figures, noised
 from common.privacy.ledger import TRAINING, VALIDATION, Ledger
 from common.privacy.limits import NOISED
-from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
+from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan, shares_of
 from common.privacy.randomness import SecureRandom
 from common.training import EvalResult, PrivateStep
 
@@ -69,6 +76,18 @@ class PrivateRun:
         self.ledger.settle(reserved)
         return update
 
+    def shares(self, dimension: int) -> NoiseShares:
+        """How this hospital makes its part of a server step's noise."""
+        return shares_of(self.plan.promise, self.plan.noise_multiplier, dimension)
+
+    def drawn(
+        self, round: int, model: str, shares: NoiseShares, summed: Callable[[], Tensor]
+    ) -> np.ndarray:
+        """A server step's clipped sum with this hospital's noise: (d,) int64, for one sum only."""
+        # Settled first: what is settled is never handed out for a second draw.
+        self.ledger.settle(self.ledger.reserve_round(self.name, round, model))
+        return shares.release(summed(), SecureRandom())
+
     def figures(self, round: int, model: str, evaluate: Callable[[], EvalResult]) -> Figures:
         """The model's noised validation figures: released now, or as they were before.
 
@@ -104,7 +123,7 @@ def admitted(run: str, hospital: Hospital, data: HospitalData) -> Iterator[Priva
     Raises NotAllowed, BudgetExhausted or another PrivacyError, before anything is trained, for
     whatever the hospital's limits do not allow; LedgerError for a ledger that is not sound.
     """
-    promise, limits = promise_of(hospital.config), hospital.policy.privacy
+    promise, limits = Promise.of(hospital.config), hospital.policy.privacy
     subjects = data.subjects()
 
     def draw() -> tuple[int, int]:
@@ -129,19 +148,6 @@ def note_non_private(run: str, hospital: Hospital, data: HospitalData) -> None:
     """Enter training without privacy in the ledger; NotAllowed if the policy forbids it."""
     with Ledger(hospital.ledger(run)) as ledger:
         ledger.note_non_private(run, data.subjects(), hospital.policy.privacy)
-
-
-def promise_of(config: RunConfig) -> Promise:
-    """What a run config asks for."""
-    return Promise(
-        epsilon=config.epsilon,
-        delta=config.delta,
-        clipping_norm=config.clipping_norm,
-        unit=config.privacy_unit,
-        rounds=config.rounds,
-        local_epochs=config.local_epochs,
-        batch_size=config.batch_size,
-    )
 
 
 def _kept_update(path: Path, question: str) -> Weights | None:

@@ -108,6 +108,7 @@ def check_invitation(
     purpose: str,
     length: int,
     has_roster: bool,
+    grid: float = 0.0,
 ) -> RoundBinding:
     """The round's binding, if it is the one that the hospital's own run config gives.
 
@@ -120,7 +121,7 @@ def check_invitation(
     binding = RoundBinding.from_bytes(invitation)
     if (binding.run, binding.round, binding.purpose) != (run, round, purpose):
         raise _refuse("invitation", "The invitation is of another run, round or purpose")
-    if binding.layout != layout_for(purpose, length, hospital.config):
+    if binding.layout != layout_for(purpose, length, hospital.config, grid=grid):
         raise _refuse("layout", "The vector's layout is not the one of the run config")
     try:
         expected = params_for(hospital.config, binding.params.max_cohort)

@@ -12,21 +12,30 @@ from functools import cached_property
 
 import numpy as np
 from flwr.app import Context, RecordDict
-from torch import nn
+from torch import Tensor, nn
 
 from client_app import secagg
 from client_app.data import HospitalData, Part, data_of, model_spec
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
-from common.aggregation import TRAIN, VALIDATE, flat_length, flatten
+from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope, Job, Offer, Report
 from common.model import ModelSpec, Weights, build, get_weights, weights_digest
+from common.privacy.clipped_sum import clipped_sum
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
+from common.privacy.randomness import SecureRandom
 from common.secagg import RoundBinding
-from common.training import EvalResult, TrainResult, TrainSettings, evaluate, train
+from common.training import (
+    EvalResult,
+    TrainResult,
+    TrainSettings,
+    evaluate,
+    train,
+    use_threads,
+)
 from common.vectors.base import is_floating
 
 
@@ -44,7 +53,8 @@ class _Work:
     """Which of several trainings with the same number of a round this is: another order."""
 
     @classmethod
-    def checked(cls, job: Job, hospital: Hospital, context: Context, purpose: str) -> _Work:
+    def checked(cls, job: Job, hospital: Hospital, context: Context) -> _Work:
+        """Of a round's job, before it is known whether its sums are secured."""
         if hospital.config.mode == "vectors":
             # What its own messages guard would otherwise be had by asking for a round.
             raise ConfigError(
@@ -53,7 +63,28 @@ class _Work:
             )
         data = data_of(hospital)
         spec = _checked_spec(job, hospital, data)
-        return cls(job, hospital, data, spec, context, _binding(job, hospital, context, purpose))
+        return cls(job, hospital, data, spec, context, None)
+
+    def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> _Work:
+        """The same with its invitation, checked; without one where the request, rightly, has none.
+
+        ``length``, ``grid``: of a server step's sum.
+        """
+        job, hospital = self.job, self.hospital
+        if not job.invitation:
+            hospital.policy.check_plain(hospital.config.secagg)
+            return self
+        binding = secagg.check_invitation(
+            job.invitation,
+            hospital,
+            run=job.run,
+            round=job.round,
+            purpose=purpose,
+            length=flat_length(job.weights) if length is None else length,
+            has_roster=roster_of(self.context) is not None,
+            grid=grid,
+        )
+        return replace(self, binding=binding)
 
     @cached_property
     def model(self) -> str:
@@ -96,17 +127,50 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     Under secure aggregation the answer holds this round's public keys only; update and figures
     stay at the node, to be masked. PolicyRefusal if the request would bypass it.
     """
-    work = _Work.checked(job, hospital, context, TRAIN)
+    work = _Work.checked(job, hospital, context)
+    if hospital.config.server_step:
+        return _step(work)
+    work = work.invited(TRAIN)
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         figures = work.exact_figures()
         result = _train(work, None)
         weight = len(work.data.train)
-        return _answer(work, figures, result.update, weight, train_loss=result.loss * weight)
+        return _updated(work, figures, result.update, weight, train_loss=result.loss * weight)
     with admitted(job.run, hospital, work.data) as run:
         update = run.update(job.round, work.model, lambda: _train(work, run).update)
         figures = work.private_figures(run)
-        return _answer(work, figures, update, run.plan.train_count)
+        return _updated(work, figures, update, run.plan.train_count)
+
+
+def _step(work: _Work) -> RecordDict:
+    """One hospital's part of a server step: a Poisson batch's clipped sum with its noise.
+
+    Drawn and charged anew each time that it is asked for (:mod:`client_app.private`).
+    """
+    c, job, part = work.hospital.config, work.job, work.data.train
+    model = build(work.spec)
+    dimension = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with admitted(job.run, work.hospital, work.data) as run:
+        shares = run.shares(dimension)
+        work = work.invited(TRAIN, length=dimension, grid=shares.step)
+        figures = work.private_figures(run)
+
+        def summed() -> Tensor:
+            use_threads(c.threads)
+            return clipped_sum(
+                model,
+                job.weights,
+                part.images,
+                part.labels,
+                sampling_rate=run.plan.sampling_rate,
+                clipping_norm=c.clipping_norm,
+                random=SecureRandom(),
+                units=part.shared_units(c.privacy_unit),
+            )
+
+        values = {GRADIENT: run.drawn(job.round, work.model, shares, summed)}
+        return _answer(work, figures, values, run.plan.train_count)
 
 
 @dataclass(frozen=True)
@@ -191,7 +255,7 @@ def _right(
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images; nothing is trained."""
-    work = _Work.checked(job, hospital, context, VALIDATE)
+    work = _Work.checked(job, hospital, context).invited(VALIDATE)
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         return _answer(work, work.exact_figures())
@@ -199,38 +263,46 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         return _answer(work, work.private_figures(run))
 
 
+def _updated(
+    work: _Work, figures: Figures, update: Weights, weight: int, *, train_loss: float | None = None
+) -> RecordDict:
+    """The report in the clear; or this round's keys, and the rest to be masked."""
+    if work.binding is None:
+        metrics = _metrics(figures) | {"examples": float(weight)}
+        if train_loss is not None:
+            metrics["train-loss-sum"] = train_loss
+        return Report(work.job.run, work.job.round, work.hospital.name, metrics, update).to_record()
+    # In the model's own order, not in the one in which the server sent the weights: a server that
+    # permuted them for one hospital would find its update at another place of the sum.
+    values = {"update": flatten({n: update[n] for n in get_weights(build(work.spec))})}
+    if train_loss is not None:
+        values["train-loss-sum"] = np.array([train_loss])
+    return _answer(work, figures, values, weight)
+
+
 def _answer(
     work: _Work,
     figures: Figures,
-    update: Weights | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
     weight: int = 1,
-    *,
-    train_loss: float | None = None,
 ) -> RecordDict:
-    """The report, in the clear; or this round's keys, and the rest to be masked."""
+    """The figures in the clear; or this round's keys, and figures and ``values`` to be masked."""
     job, hospital = work.job, work.hospital
     if work.binding is None:
-        metrics = {f"val-{name}": float(value) for name, value in _named(figures).items()}
-        if update is not None:
-            metrics["examples"] = float(weight)
-        if train_loss is not None:
-            metrics["train-loss-sum"] = train_loss
-        return Report(job.run, job.round, hospital.name, metrics, update or {}).to_record()
+        return Report(job.run, job.round, hospital.name, _metrics(figures)).to_record()
     if secagg.validated_before(hospital, bytes.fromhex(work.model)):
         figures = Figures(0, 0.0, 0.0)
     exact_counts = hospital.config.privacy == "none"
-    values = {
+    sums = {
         "val-examples": np.array([figures.examples]),
         "val-correct": np.array([int(figures.correct) if exact_counts else figures.correct]),
         "val-loss-sum": np.array([figures.loss_sum]),
     }
-    if update is not None:
-        # In the model's own order, not in the one in which the server sent the weights: a server
-        # that permuted them for one hospital would find its update at another place of the sum.
-        values["update"] = flatten({n: update[n] for n in get_weights(build(work.spec))})
-    if train_loss is not None:
-        values["train-loss-sum"] = np.array([train_loss])
-    return _keys(work, work.binding, values, weight=weight)
+    return _keys(work, work.binding, {**(values or {}), **sums}, weight=weight)
+
+
+def _metrics(figures: Figures) -> dict[str, float]:
+    return {f"val-{name}": float(value) for name, value in _named(figures).items()}
 
 
 def _named(figures: Figures) -> Mapping[str, float]:
@@ -239,23 +311,6 @@ def _named(figures: Figures) -> Mapping[str, float]:
         "correct": figures.correct,
         "loss-sum": figures.loss_sum,
     }
-
-
-def _binding(job: Job, hospital: Hospital, context: Context, purpose: str) -> RoundBinding | None:
-    """The invitation, checked before any work; None if the request, rightly, has none."""
-    if not job.invitation:
-        hospital.policy.check_plain(hospital.config.secagg)
-        return None
-    length = flat_length(job.weights)
-    return secagg.check_invitation(
-        job.invitation,
-        hospital,
-        run=job.run,
-        round=job.round,
-        purpose=purpose,
-        length=length,
-        has_roster=roster_of(context) is not None,
-    )
 
 
 def _keys(

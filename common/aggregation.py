@@ -13,7 +13,7 @@ import numpy as np
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.secagg import SecAggParams, Segment, VectorLayout, update_layout
+from common.secagg import WEIGHT, SecAggParams, Segment, VectorLayout, update_layout
 
 TRAIN = "train"
 VALIDATE = "validate"
@@ -24,6 +24,9 @@ GAINED, LOST = "gained", "lost"
 """Validation images that only the candidate gets right, and that only the current base does."""
 MOST_CANDIDATES = 16
 """Candidates that hospitals compare with one base: each sum tells a little more of them."""
+
+GRADIENT = "gradient"
+"""The segment of a server step: a clipped sum with noise, in multiples of the noise's grid."""
 
 LARGEST_LOSS = 20.0
 """Cross-entropy of one image above which its share of a loss sum is clipped (e^-20 ~ 2e-9)."""
@@ -60,8 +63,11 @@ def params_for(config: RunConfig, cohort: int) -> SecAggParams:
     return params
 
 
-def layout_for(purpose: str, length: int, config: RunConfig) -> VectorLayout:
+def layout_for(purpose: str, length: int, config: RunConfig, *, grid: float = 0.0) -> VectorLayout:
     """The vector's segments; ``length``: number of weights in an update (0 to validate only).
+
+    ``grid``: where a round is a server step, the step γ of its noise's grid. It is in the layout,
+    so hospitals that would add multiples of another γ refuse.
 
     ``weight`` is the number of training images; the metrics are sums over images, so that sums
     over hospitals give the means. Under differential privacy numbers and sums carry noise, the
@@ -89,6 +95,10 @@ def layout_for(purpose: str, length: int, config: RunConfig) -> VectorLayout:
         return VectorLayout(validation, 1)
     train_loss = Segment(name="train-loss-sum", length=1, bound=LARGEST_LOSS * most)
     metrics = validation if private else (train_loss, *validation)
+    if config.server_step:
+        gradient = Segment(name=GRADIENT, length=length, bound=1.0, kind="modular", step=grid)
+        weight = Segment(name=WEIGHT, length=1, bound=most, kind="integer")
+        return VectorLayout((gradient, weight, *metrics), most)
     return update_layout(length, bound=config.update_range, max_weight=most, metrics=metrics)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from server_app.first_base import first_base
 from server_app.progress import Progress
 from server_app.report import write_report
 from server_app.run_store import RunStore, versions
+from server_app.server_step import ServerStep
 from server_app.setting import Setting
 
 
@@ -78,7 +79,10 @@ class Coordinator:
                 "stand between the hospitals"
             )
         directory = Directory(grid, members=setting.members)
-        fedavg = FedAvg(grid, config, directory, spec, store, progress, start, evaluator, roster)
+        step = ServerStep.of(config, spec) if config.server_step else None
+        fedavg = FedAvg(
+            grid, config, directory, spec, store, progress, start, evaluator, step, roster
+        )
         return cls(config, setting, directory, store, progress, fedavg)
 
     def train(self) -> None:
@@ -139,6 +143,7 @@ class Coordinator:
             "privacy_unit": self.config.privacy_unit if self.config.privacy != "none" else None,
             "epsilon": self._epsilon(spent),
             "epsilon_by_hospital": spent,
+            "epsilon_against": self._against(),
             "accountants_agree": not disagreeing if spent else None,
             "delta": self.config.delta if self.config.privacy != "none" else None,
             "secagg": self.config.secagg,
@@ -153,6 +158,15 @@ class Coordinator:
         if self.config.dataset == "hospitals" and self.config.privacy != "none":
             return self.config.epsilon
         return max((e["epsilon"] for e in spent.values()), default=None)
+
+    def _against(self) -> dict[str, float] | None:
+        """Against whom which ε holds, where the noise is shared; over the whole plan."""
+        if self.config.privacy != "distributed":
+            return None
+        from common.privacy.against import against
+        from common.privacy.plan import Promise
+
+        return asdict(against(Promise.of(self.config)))
 
     def _spent(self) -> dict[str, dict[str, Any]]:
         """Each hospital's ε so far, from the latest round in which it reported one."""

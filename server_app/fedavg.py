@@ -3,6 +3,9 @@
 In a round every hospital asked first validates the model that it was sent, then trains it: the
 validation of a model comes back with the next round's updates and costs no exchange of its own.
 After the last round the hospitals are asked once more, to validate only.
+
+With ``server-step`` a round is one step of the server's optimizer instead (FedSGD): the same
+exchange, with sums of gradients for updates (:mod:`server_app.server_step`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from server_app.progress import Progress
 from server_app.rounds import Outcome, add_update, plain_round, with_momentum
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
+from server_app.server_step import ServerStep
 
 CONSECUTIVE_FAILURES = 3
 """Rounds in a row that may fail (model unchanged each time) before the run gives up."""
@@ -47,6 +51,8 @@ class FedAvg:
     """The weights before the first round; not looked at by a run that goes on."""
     evaluate: Evaluate | None
     """Central test figures of a model; None where the coordinator has no test set."""
+    step: ServerStep | None = None
+    """The optimizer, where rounds are steps of the server's."""
     roster: Mapping[str, bytes] | None = None
     """Identity keys by hospital; None: hospitals are not authenticated."""
 
@@ -66,16 +72,14 @@ class FedAvg:
             outcome = self._exchange(names, number, weights, train=True)
             self.store.set_validation(number - 1, outcome.validation())
             problem = outcome.missing(self.config.quorum)
-            if problem is None and outcome.mean_update is not None:
-                step = with_momentum(
-                    outcome.mean_update, weights, previous, self.config.server_momentum
-                )
-                previous, weights = weights, add_update(weights, step)
+            if problem is None:
+                previous, weights = weights, self._moved(number, outcome, weights, previous)
                 failures = 0
             else:
                 previous, failures = weights, failures + 1
             record = self._record(number, outcome, weights, problem, time.monotonic() - started)
-            self.store.save_round(record, weights)
+            memory = {} if self.step is None else self.step.memory
+            self.store.save_round(record, weights, memory)
             self.progress.round_ends(record)
             if failures and (failures == CONSECUTIVE_FAILURES or number == self.config.rounds):
                 raise RoundError(
@@ -91,6 +95,16 @@ class FedAvg:
         self.store.set_validation(self.config.rounds, final.validation())
         return weights
 
+    def _moved(self, number: int, outcome: Outcome, weights: Weights, previous: Weights) -> Weights:
+        """The model after a round that counts."""
+        if self.step is not None:
+            assert outcome.gradient is not None
+            return self.step.moved(weights, outcome.gradient, number)
+        assert outcome.mean_update is not None
+        momentum = self.config.server_momentum
+        step = with_momentum(outcome.mean_update, weights, previous, momentum)
+        return add_update(weights, step)
+
     def _start(self) -> tuple[int, Weights, Weights]:
         """(rounds done, weights, weights a round before): where an earlier run stopped, or fresh.
 
@@ -99,6 +113,8 @@ class FedAvg:
         order = list(get_weights(build(self.spec)))  # which a file does not keep
         done = self.store.last_round()
         if done is not None:
+            if self.step is not None:
+                self.step.memory = self.store.load_memory(done)
             last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
             return done, {k: last[k] for k in order}, {k: before[k] for k in order}
         fresh = {k: np.asarray(self.start[k]) for k in order}
@@ -114,8 +130,9 @@ class FedAvg:
         cohort, gone = self.directory.reach(names)
         if self.config.secagg:
             outcome = secure_round(
-                self.grid, cohort, job, self.config, train=train, roster=self.roster
-            )
+                self.grid, cohort, job, self.config,
+                train=train, roster=self.roster, step=self.step if train else None,
+            )  # fmt: skip
         else:
             outcome = plain_round(
                 self.grid, cohort, job, train=train, timeout=self.config.round_timeout

@@ -109,11 +109,23 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "test macro-F1": percent(summary["test_macro_f1"]),
         "test macro-AUC": "–" if auc is None else f"{auc:.4f}",
         "privacy": privacy,
+        "ε against": against_words(summary.get("epsilon_against")),
         "secure aggregation": "on" if summary["secagg"] else "off: the server saw each update",
         "wall time": duration(summary["wall_seconds"]),
     }
     if summary.get("reason"):
         rows["reason"] = summary["reason"]
     for name, value in rows.items():
-        table.add_row(name, value)
+        if value:
+            table.add_row(name, value)
     return table
+
+
+def against_words(found: Mapping[str, float] | None) -> str:
+    """Against whom which ε holds, in words; empty where the noise is not shared."""
+    if not found:
+        return ""
+    return (
+        f"server and outside {found['outside']:.2f}; with colluding hospitals "
+        f"{found['colluders']:.2f}; one hospital's vector alone {found['broken']:.0f}"
+    )

@@ -46,6 +46,7 @@ Round {{ shown_round }}, {{ shown_how }}{% if images %}; {{ images|whole }} test
 {% call card("Differential privacy", "ε = " ~ spent|epsilon, "δ = " ~ delta|delta,
  "half loud" if secagg == false else "half") %}
 For the whole training, per {{ privacy_unit }}, at each hospital.
+{% if against %}Noise is shared among the hospitals; ε against {{ against }}.{% endif %}
 {{ secagg_words[secagg] }}{% endcall %}
 {% endif %}
 {% call card("Data source", source, "", "half word" ~ (" loud" if synthetic else "")) %}

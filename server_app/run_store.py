@@ -1,8 +1,9 @@
 """A run's directory: everything that is worth keeping, complete at every moment.
 
 ``config.json``, ``partition.json`` (simulation), ``metrics.jsonl`` (a line a round),
-``round-NNNN.safetensors``, ``best.safetensors``, ``model.safetensors`` (the last), and at the
-end ``summary.json`` and ``report.html``. Every file is replaced atomically, the model before
+``round-NNNN.safetensors``, ``optimizer-NNNN.safetensors`` (of server steps, the last two),
+``best.safetensors``, ``model.safetensors`` (the last), and at the end ``summary.json`` and
+``report.html``. Every file is replaced atomically, the model before
 the metrics line that names it: a kill leaves the last complete round to resume from.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from common.config.keys import BY_NAME
 from common.errors import ConfigError
 from common.files import atomic_write, consilium_home, read_json, write_json
 from common.messages import check_run_id
@@ -78,8 +80,9 @@ class RunStore:
         directory = runs_directory() / check_run_id(run)
         before = read_json(directory / "config.json")
         for key, value in config.items():
+            default = BY_NAME[key].default  # of a key that came after the run
             fixed = key not in MAY_CHANGE_ON_RESUME or (key == "rounds" and _rounds_fixed(config))
-            if fixed and before.get(key) != value:
+            if fixed and before.get(key, default) != value:
                 raise ConfigError(
                     f"run {run} had {key}={before.get(key)!r}, but is resumed with {value!r}",
                     f"set {key} as it was, or start a new run",
@@ -107,12 +110,28 @@ class RunStore:
         """Who holds what (simulation)."""
         write_json(self.directory / "partition.json", dict(table))
 
-    def save_round(self, record: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
-        """A round's model, then its line."""
-        data = save({k: np.asarray(v, order="C") for k, v in weights.items()})
-        atomic_write(self.model_path(int(record["round"])), data)
+    def save_round(
+        self,
+        record: dict[str, Any],
+        weights: Mapping[str, np.ndarray],
+        memory: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """A round's model and what the server's optimizer remembers, then its line."""
+        number = int(record["round"])
+        atomic_write(self.model_path(number), _packed(weights))
+        if memory:
+            atomic_write(self._memory_path(number), _packed(memory))
         self.records.append(record)
         self._write_records()
+        self._memory_path(number - 2).unlink(missing_ok=True)
+
+    def load_memory(self, round: int) -> dict[str, np.ndarray]:
+        """What the server's optimizer remembered after ``round``; empty if nothing."""
+        path = self._memory_path(round)
+        return dict(load_file(path)) if path.exists() else {}
+
+    def _memory_path(self, round: int) -> Path:
+        return self.directory / f"optimizer-{round:04d}.safetensors"
 
     def set_validation(self, round: int, validation: Mapping[str, Any] | None) -> None:
         """Fill in the hospitals' validation of ``round``'s model, which comes a round later."""
@@ -144,6 +163,10 @@ class RunStore:
                 shutil.copyfile(self.model_path(round_), temporary)
                 os.replace(temporary, self.directory / f"{name}.safetensors")
         write_json(self.directory / "summary.json", summary)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    return save({k: np.asarray(v, order="C") for k, v in arrays.items()})
 
 
 def _rounds_fixed(config: Mapping[str, Any]) -> bool:

@@ -16,7 +16,15 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.aggregation import TRAIN, VALIDATE, flat_length, layout_for, params_for, unflatten
+from common.aggregation import (
+    GRADIENT,
+    TRAIN,
+    VALIDATE,
+    flat_length,
+    layout_for,
+    params_for,
+    unflatten,
+)
 from common.config import RunConfig
 from common.errors import RoundError
 from common.messages import Envelope, Job
@@ -25,6 +33,7 @@ from common.secagg import RoundBinding, ServerRound, decode
 from common.secagg.masks import RingArray
 from server_app.exchange import Absence, ask, tell
 from server_app.rounds import Outcome
+from server_app.server_step import ServerStep
 
 
 @dataclass
@@ -144,20 +153,24 @@ def secure_round(
     *,
     train: bool,
     roster: Mapping[str, bytes] | None = None,
+    step: ServerStep | None = None,
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
+
+    With ``step`` hospitals do not train but send the sums of one step's gradients.
 
     The outcome has no mean update, and says why, when too few took part: the round failed
     closed, nothing was opened. ConfigError if the settings can work for no cohort.
     """
     purpose = TRAIN if train else VALIDATE
+    length = flat_length(job.weights) if step is None else step.shares.dimension
     binding = RoundBinding(
         run=job.run,
         round=job.round,
         purpose=purpose,
         # Fewer may be there than the run needs: then the round fails closed, not the run.
         params=params_for(config, max(len(cohort), config.num_shares, config.min_cohort)),
-        layout=layout_for(purpose, flat_length(job.weights), config),
+        layout=layout_for(purpose, length, config, grid=0.0 if step is None else step.shares.step),
         model_hash=bytes.fromhex(weights_digest(job.weights)),
     )
     invited = Job(job.run, job.round, job.model_digest, job.weights, binding.to_bytes())
@@ -169,16 +182,21 @@ def secure_round(
         stage_timeout=lambda: config.stage_timeout,
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)
-    mean = None
-    sums = {name: float(v[0]) for name, v in found.values.items() if name != "update"}
+    mean, gradient = None, None
+    sums = {n: float(v[0]) for n, v in found.values.items() if n not in ("update", GRADIENT)}
     if train and found.failure is None:
-        sums["examples"] = sums.pop("weight")
-        mean = unflatten(found.values["update"] / sums["examples"], job.weights)
+        examples = sums["examples"] = sums.pop("weight")
+        if step is None:
+            mean = unflatten(found.values["update"] / examples, job.weights)
+        else:
+            total = found.values[GRADIENT]
+            gradient = step.gradient(total, examples, len(found.contributed))
     return Outcome(
         expected=sorted(cohort),
         contributed=found.contributed,
         absent=found.absent,
         mean_update=mean,
+        gradient=gradient,
         sums=sums,
         failure=found.failure,
         seconds=found.seconds,

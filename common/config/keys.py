@@ -68,7 +68,8 @@ KEYS: tuple[Key, ...] = (
         meaning="over the rounds, or the steps of one task vector: constant; cosine (half a cosine "
         "from learning-rate to 0); late-cosine (constant for 60 % of it, then cosine)"),
     Key(name="optimizer", default="adam", choices=("adam", "sgd"),
-        meaning="the hospital's optimizer; fresh each round (sgd: momentum 0.9)"),
+        meaning="the hospital's optimizer, fresh each round; with server-step the server's, which "
+        "lasts (sgd: momentum 0.9)"),
     Key(name="server-momentum", default=0.0, low=0.0, high=1.0, high_open=True,
         meaning="share of the last round's step that is taken again (FedAvgM); free of privacy"),
     Key(name="model", default="dpresnet", choices=("dpresnet", "resnet9"),
@@ -78,8 +79,19 @@ KEYS: tuple[Key, ...] = (
         meaning="multiplies every layer's channels; 1.0 is the paper's DPResNet (4,802,120 "
         "parameters), 0.25 suits a laptop"),
     Key(name="privacy", default="local", choices=("none", "local", "distributed"),
-        meaning="none; local: each hospital's own noise suffices; distributed: noise shared "
-        "among hospitals (coming)"),
+        meaning="none; local: each hospital's own noise suffices; distributed: each adds a share, "
+        "and the noise of the sum suffices (server-step rounds under secure aggregation; less "
+        "noise, and a weaker promise: docs/privacy.md)"),
+    Key(name="server-step", default=False,
+        meaning="each round is one private step over all hospitals' images: they send clipped sums "
+        "of gradients, and optimizer and learning-rate are the server's (FedSGD); always so "
+        "with privacy=distributed"),
+    Key(name="sampling-rate", default=0.0, low=0.0, high=1.0,
+        meaning="server-step: each privacy unit is in a round's batch with this probability, the "
+        "same at all hospitals; 0: 0.2"),
+    Key(name="tolerated-colluders", default=1, low=0, high=4096,
+        meaning="privacy=distributed: so many hospitals may tell the server their shares of the "
+        "noise, and ε holds all the same; below min-cohort"),
     Key(name="privacy-unit", default="image", choices=("image", "patient"),
         meaning="what ε is promised for: one image, or all images of a patient (then data must "
         "say whose each image is)"),
@@ -101,8 +113,9 @@ KEYS: tuple[Key, ...] = (
         meaning="shares that reconstruct a secret; more than 2/3 of num-shares"),
     Key(name="min-cohort", default=4, low=3, high=4096,
         meaning="fewest hospitals whose sum may be revealed; at least the threshold"),
-    Key(name="ring-bits", default=32, low=16, high=64,
-        meaning="sums are taken modulo 2^ring-bits: 16, 24, 32, ... 64"),
+    Key(name="ring-bits", default=0, low=0, high=64,
+        meaning="sums are taken modulo 2^ring-bits: 16, 24, 32, ... 64; 0: 32, with server-step 48 "
+        "(a finer grid)"),
     Key(name="update-range", default=1.0, low=0.0, low_open=True, high=1e6,
         meaning="largest change of one weight in a round; beyond it is clipped, and the "
         "hospital's log says how often"),

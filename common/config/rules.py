@@ -61,9 +61,38 @@ def _precise(c: RunConfig) -> None:
         )
 
 
-def _not_yet(c: RunConfig) -> None:
-    if c.privacy == "distributed":
-        raise ConfigError("privacy 'distributed' has not landed yet", "set privacy=local or none")
+def _server_step(c: RunConfig) -> None:
+    if c.sampling_rate and not c.server_step:
+        raise ConfigError(
+            "'sampling-rate' is set, and rounds are not server-step: there batch-size gives the "
+            "rate",
+            "leave sampling-rate out, or set server-step=true",
+        )
+    if not c.server_step:
+        return
+    what = f"privacy '{c.privacy}'" if c.privacy == "distributed" else "server-step"
+    if c.mode != "fedavg":
+        raise ConfigError(
+            f"{what} is for synchronous rounds, and mode is '{c.mode}'",
+            "set mode=fedavg; task vectors take privacy=local",
+        )
+    if c.privacy == "none":
+        raise ConfigError(
+            "server-step sums clipped gradients, and privacy is 'none'",
+            "set privacy=local or distributed; without privacy leave server-step out",
+        )
+    if not c.secagg:
+        raise ConfigError(
+            f"{what} needs secure aggregation, and secagg is false: a single hospital's sum has "
+            "only a share of the noise, or is not meant to be seen",
+            "set secagg=true",
+        )
+    if c.privacy == "distributed" and c.tolerated_colluders >= c.min_cohort:
+        raise ConfigError(
+            f"tolerated-colluders {c.tolerated_colluders} leaves no noise that nobody knows in a "
+            f"sum of min-cohort {c.min_cohort} hospitals",
+            "set tolerated-colluders below min-cohort",
+        )
 
 
 def _vectors(c: RunConfig) -> None:
@@ -141,7 +170,7 @@ def _cohort(c: RunConfig) -> None:
             f"{c.reconstruction_threshold}: such a cohort could never be unmasked",
             f"set min-cohort to {c.reconstruction_threshold} or more",
         )
-    if c.ring_bits % 8:
+    if c.ring_bits % 8 or c.ring_bits < 16:
         raise ConfigError(
             f"ring-bits {c.ring_bits} is no whole number of bytes", "use 16, 24, 32, ... 64"
         )
@@ -171,6 +200,6 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _own_pictures, _norm_allows_dp, _precise, _not_yet, _vectors, _judged,
+    _needs_path, _own_pictures, _norm_allows_dp, _precise, _server_step, _vectors, _judged,
     _simulated_only, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip

@@ -45,6 +45,9 @@ class RunConfig:
     model: str
     model_width: float
     privacy: str
+    server_step: bool
+    sampling_rate: float
+    tolerated_colluders: int
     privacy_unit: str
     epsilon: float
     delta: float
@@ -101,6 +104,10 @@ class RunConfig:
         private = checked["privacy"] != "none"
         checked["batch_size"] = checked["batch_size"] or (32 if private else 8)
         checked["learning_rate"] = checked["learning_rate"] or (1e-3 if private else 3e-4)
+        checked["server_step"] = checked["server_step"] or checked["privacy"] == "distributed"
+        if checked["server_step"]:
+            checked["sampling_rate"] = checked["sampling_rate"] or 0.2
+        checked["ring_bits"] = checked["ring_bits"] or (48 if checked["server_step"] else 32)
         config = cls(**checked)
         for rule in RULES:
             rule(config)

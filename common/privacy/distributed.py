@@ -103,9 +103,10 @@ class NoiseShares:
         """(d,) float64: the noisy sum that the (d,) integers ``total`` stand for."""
         return np.asarray(total, dtype=np.float64) * self.step
 
-    def largest(self, units: int) -> int:
-        """Most that one released integer can be for a batch of ``units``: for the ring's size."""
-        return math.ceil((units * self.clipping_norm + _REACH * self.std) / self.step) + 2
+    def largest(self, units: int, hospitals: int = 1) -> int:
+        """Most that one integer of a sum over ``units`` and ``hospitals`` can be, in the ring."""
+        noise = _REACH * self.std * math.sqrt(hospitals)
+        return math.ceil((units * self.clipping_norm + noise) / self.step) + 2 * hospitals
 
     def in_sum(self, hospitals: int, known: int = 0) -> float:
         """Noise multiplier of a sum over ``hospitals``, of which ``known`` shares are known."""

@@ -39,6 +39,9 @@ class PrivacyLimits:
     """Smallest σ of a training step: against accidents, since ε alone says little about one."""
     allow_non_private: bool = False
     """Whether training with privacy=none is allowed at all."""
+    shared_noise: bool = False
+    """Whether noise may be shared among hospitals (privacy=distributed): then ε holds for what
+    secure aggregation opens, and not for what this hospital sends."""
     unit: str = IMAGE
     """What ε is promised for: ``image``, or ``patient`` (all images of one)."""
     metrics: str = NOISED
@@ -74,6 +77,7 @@ class PrivacyLimits:
             run_epsilon=math.inf,
             min_noise_multiplier=0.0,
             allow_non_private=True,
+            shared_noise=True,
         )
 
     def as_dict(self) -> dict[str, Any]:

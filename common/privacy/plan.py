@@ -10,19 +10,28 @@ Everything that leaves a hospital in a run with privacy is in the plan:
 
 An image is in training or in validation, never in both, so each side has the whole ε. The noise
 is calibrated once, for every step of every round.
+
+Where a round is one step of the server's (``server_step``), the rate is the run's and the same at
+all hospitals, and a round that is asked again is drawn, and charged, again: two sums over other
+hospitals would else differ by one hospital's vector. The plan has :data:`SPARE_ROUNDS` for that.
+With ``noise_shares`` above 1 the noise is that of a sum (:mod:`common.privacy.distributed`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import LEAST_EPSILON
+from common.config import LEAST_EPSILON, RunConfig
 from common.errors import PrivacyError
 from common.privacy.accounting import Event, calibrate
+from common.privacy.distributed import NoiseShares
 from common.privacy.limits import IMAGE, NOISED, UNITS, NotAllowed, PrivacyLimits
 
 COUNT_EPSILON = 0.1
 """Pure ε of the noise on a number of images: its standard deviation is 14."""
+
+SPARE_ROUNDS = 3
+"""Rounds of one step that may be asked once more: after a server's death, or a lost exchange."""
 
 TRAIN, VAL = PARTS = ("train", "val")
 
@@ -38,16 +47,52 @@ class Promise:
     rounds: int
     local_epochs: int
     batch_size: int
+    sampling_rate: float = 0.0
+    """q where it is the run's (``server_step``); 0: it follows from batch size and images."""
+    min_cohort: int = 1
+    """Hospitals whose noise is in any sum that is opened; 1: each adds enough by itself."""
+    colluders: int = 0
+    """Of them, how many shares of the noise may be known to who looks."""
 
     def __post_init__(self) -> None:
         if not (
-            self.epsilon > 0
+            0 <= self.sampling_rate <= 1
+            and 0 <= self.colluders < self.min_cohort
+            and (self.sampling_rate > 0 or self.min_cohort == 1)
+            and self.epsilon > 0
             and 0 < self.delta < 1
             and self.clipping_norm > 0
             and self.unit in UNITS
             and min(self.rounds, self.local_epochs, self.batch_size) >= 1
         ):
             raise PrivacyError(f"impossible promise: {self}", "check the run's configuration")
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Promise:
+        """What a run config asks for."""
+        shared = config.privacy == "distributed"
+        return cls(
+            epsilon=config.epsilon,
+            delta=config.delta,
+            clipping_norm=config.clipping_norm,
+            unit=config.privacy_unit,
+            rounds=config.rounds,
+            local_epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            sampling_rate=config.sampling_rate,
+            min_cohort=config.min_cohort if shared else 1,
+            colluders=config.tolerated_colluders if shared else 0,
+        )
+
+    @property
+    def server_step(self) -> bool:
+        """Whether each round is one step over all hospitals' images."""
+        return self.sampling_rate > 0
+
+    @property
+    def steps(self) -> int:
+        """Server steps that may be charged in all."""
+        return self.rounds + SPARE_ROUNDS
 
     def check(self, limits: PrivacyLimits) -> None:
         """NotAllowed if the run alone asks for more than ``limits`` allow, or for too little."""
@@ -67,6 +112,13 @@ class Promise:
             raise NotAllowed(
                 f"the run asks for δ={self.delta:g}; this hospital allows {limits.total_delta:g}",
                 "ask the coordinator for a smaller delta; total-delta is the hospital's to raise",
+            )
+        if self.min_cohort > 1 and not limits.shared_noise:
+            raise NotAllowed(
+                "the run shares its noise among hospitals: what this one sends would have only a "
+                "part of it, and its policy does not allow that",
+                "ask the coordinator for privacy=local; only the hospital can allow it, in its "
+                "policy: [privacy] shared-noise = true",
             )
         if limits.unit != IMAGE and self.unit == IMAGE:
             raise NotAllowed(
@@ -104,30 +156,28 @@ class RunPlan:
         ``train_count``, ``val_count``: numbers of privacy units, with their noise.
         """
         train_count, val_count = max(1, train_count), max(1, val_count)
-        steps = max(1, -(-train_count // promise.batch_size))
-        left = promise.epsilon - COUNT_EPSILON
-        sigma = calibrate(
-            epsilon=left,
-            delta=promise.delta,
-            sampling_rate=1.0 / steps,
-            steps=steps * promise.local_epochs * promise.rounds,
-        )
+        passes = max(1, -(-train_count // promise.batch_size))
+        server = promise.server_step
+        rate = promise.sampling_rate if server else 1.0 / passes
         validations = promise.rounds + 1 if limits.metrics == NOISED else 0
         return cls(
             promise=promise,
             train_count=train_count,
             val_count=val_count,
             count_epsilon=COUNT_EPSILON,
-            sampling_rate=1.0 / steps,
-            steps_per_round=steps * promise.local_epochs,
-            noise_multiplier=sigma,
+            sampling_rate=rate,
+            steps_per_round=1 if server else passes * promise.local_epochs,
+            noise_multiplier=step_noise(promise)
+            if server
+            else _noise(promise, rate, passes * promise.local_epochs * promise.rounds),
             validations=validations,
-            validation_noise_multiplier=calibrate(
-                epsilon=left, delta=promise.delta, sampling_rate=1.0, steps=validations
-            )
-            if validations
-            else 0.0,
+            validation_noise_multiplier=_noise(promise, 1.0, validations) if validations else 0.0,
         )
+
+    @property
+    def chargeable_rounds(self) -> int:
+        """Rounds that may be charged in all: more than there are where a lost one is drawn anew."""
+        return self.promise.steps if self.promise.server_step else self.promise.rounds
 
     def check(self, limits: PrivacyLimits) -> None:
         """NotAllowed where the training noise is below the limits' smallest noise multiplier."""
@@ -147,3 +197,26 @@ class RunPlan:
         if not self.validations:
             return None
         return Event(self.validation_noise_multiplier, 1.0, models)
+
+
+def step_noise(promise: Promise) -> float:
+    """σ of one server step, in clipping norms of the sum: it follows from the run config alone."""
+    return _noise(promise, promise.sampling_rate, promise.steps)
+
+
+def shares_of(promise: Promise, noise_multiplier: float, dimension: int) -> NoiseShares:
+    """How a hospital makes its part of a server step's noise over ``dimension`` coordinates."""
+    return NoiseShares(
+        noise_multiplier=noise_multiplier,
+        clipping_norm=promise.clipping_norm,
+        dimension=dimension,
+        fewest=promise.min_cohort,
+        known=promise.colluders,
+    )
+
+
+def _noise(promise: Promise, rate: float, steps: int) -> float:
+    return calibrate(
+        epsilon=promise.epsilon - COUNT_EPSILON, delta=promise.delta, sampling_rate=rate,
+        steps=steps,
+    )  # fmt: skip

@@ -31,13 +31,14 @@ from common.secagg.encoding import Encoded, decode, encode
 from common.secagg.errors import Refusal
 from common.secagg.hospital import HospitalRound
 from common.secagg.keys import Identity
-from common.secagg.layout import Segment, SegmentPlan, VectorLayout, update_layout
+from common.secagg.layout import WEIGHT, Segment, SegmentPlan, VectorLayout, update_layout
 from common.secagg.outcome import Dropout, RoundOutcome
 from common.secagg.params import SecAggParams, SecAggPolicy, check_cohort
 from common.secagg.roster import Roster, RosterEntry
 from common.secagg.server import ServerRound
 
 __all__ = [
+    "WEIGHT",
     "Dropout",
     "Encoded",
     "HospitalRound",

@@ -3,7 +3,8 @@
 The encoded value is ``floor(w * x * scale + u)`` with ``u`` uniform in [0, 1), so that its
 expectation is exact and the errors of many hospitals average out. The randomness is a cipher
 stream keyed from OS entropy: a guessable rounding would tell something of the value. Scale
-and limit come from :mod:`common.secagg.layout`, and make a wrap-around impossible.
+and limit come from :mod:`common.secagg.layout`, and make a wrap-around impossible, but for
+modular segments, which are integers modulo the ring.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def encode(
 ) -> Encoded:
     """Encode one array for each segment (except ``weight``, filled in from ``weight``).
 
-    values: real segments as float arrays, integer ones as integer arrays, each with as many
+    values: real segments as float arrays, the others as integer arrays, each with as many
         values as its segment, of any shape.
     weight: from 1 to ``layout.max_weight``; multiplies the weighted segments.
 
@@ -91,7 +92,7 @@ def encode(
             )
         factor = int(weight) if plan.segment.weighted else 1
         out = vector[plan.start : plan.stop]
-        encoder = _encode_integer if plan.segment.kind == "integer" else _encode_real
+        encoder = _encode_real if plan.segment.kind == "real" else _encode_integer
         clipped[name] = encoder(plan, array, factor, out, stream)
     return Encoded(vector, clipped)
 
@@ -102,6 +103,9 @@ def _encode_integer(
     name = plan.segment.name
     if not np.issubdtype(array.dtype, np.integer):
         raise _refuse("values", f"Segment {name!r} does not hold integers")
+    if plan.segment.kind == "modular":
+        out[:] = array.astype(np.int64).astype(out.dtype)  # casts to unsigned types are modular
+        return 0
     bound = int(plan.segment.bound)
     if int(array.max()) > bound or int(array.min()) < -bound:
         raise _refuse("integer-range", f"Segment {name!r} has a value outside -{bound} to {bound}")

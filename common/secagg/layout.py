@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from common.errors import ConfigError
 from common.secagg import wire
 from common.secagg.errors import malformed
 from common.secagg.params import SecAggParams
 
-Kind = Literal["integer", "real"]
+Kind = Literal["integer", "real", "modular"]
+KINDS = get_args(Kind)
 
 WEIGHT = "weight"
 """Reserved segment: one integer, the hospital's weight; the encoder fills it in itself."""
@@ -33,10 +34,12 @@ _EXACT = 1 << 53
 class Segment:
     """``length`` values of absolute value at most ``bound``.
 
-    kind: ``integer`` is summed exactly (scale 1); ``real`` in fixed point.
+    kind: ``integer`` is summed exactly (scale 1); ``real`` in fixed point; ``modular``: integers
+        of any size, whose sum is learned modulo the ring and may wrap. Nothing of one hospital's
+        values decides what leaves it, which noise that is shared among hospitals needs.
     weighted: the hospital's weight multiplies each value before it is encoded.
     step: largest acceptable fixed-point step of the encoded (weighted) value; 0 asks only
-        for the parameters' ``min_precision_bits``.
+        for the parameters' ``min_precision_bits``. Of a modular segment: what one means.
     """
 
     name: str
@@ -73,7 +76,8 @@ class VectorLayout:
     def plan(self, params: SecAggParams) -> tuple[SegmentPlan, ...]:
         """Place and scale each segment; :class:`ConfigError` if something cannot fit.
 
-        Guarantee: ``params.max_cohort * limit < 2**(ring_bits - 1)`` for every segment.
+        Guarantee: ``params.max_cohort * limit < 2**(ring_bits - 1)`` for every segment that is
+        not modular.
         """
         self._check()
         plans, start = [], 0
@@ -86,6 +90,8 @@ class VectorLayout:
     def _scale(self, segment: Segment, params: SecAggParams) -> tuple[float, int]:
         room = ((1 << (params.ring_bits - 1)) - 1) // params.max_cohort
         factor = self.max_weight if segment.weighted else 1
+        if segment.kind == "modular":
+            return 1.0, 1 << (params.ring_bits - 1)
         if segment.kind == "integer":
             largest = int(segment.bound) * factor
             if largest > room or largest * params.max_cohort > _EXACT:
@@ -117,10 +123,10 @@ class VectorLayout:
         for segment in self.segments:
             whole = segment.kind == "real" or float(segment.bound).is_integer()
             bounded = math.isfinite(segment.bound) and 0 < segment.bound < 2.0**53 and whole
-            if segment.kind not in ("integer", "real") or not bounded:
+            if segment.kind not in KINDS or not bounded:
                 raise ConfigError(
                     f"Segment {segment.name!r} has kind {segment.kind!r}, bound {segment.bound}.",
-                    "Use kind integer or real, and a positive bound (whole for integers).",
+                    f"Use kind {' or '.join(KINDS)}, and a positive bound (whole but for reals).",
                 )
             if type(segment.length) is not int or not 1 <= segment.length < 1 << 40:
                 raise ConfigError(f"Segment {segment.name!r} has no valid length.", "Correct it.")
@@ -135,6 +141,10 @@ class VectorLayout:
                 raise ConfigError(
                     f"Segment {WEIGHT!r} is reserved for the sum of the weights.",
                     "Make it one unweighted integer with bound max_weight, or rename it.",
+                )
+            if segment.kind == "modular" and segment.weighted:
+                raise ConfigError(
+                    f"Segment {segment.name!r} is modular and weighted.", "Weight its values first."
                 )
 
     def to_wire(self) -> list[object]:
@@ -164,13 +174,13 @@ def update_layout(
 
 def _segment(row: object) -> Segment:
     name, length, bound, kind, weighted, step = wire.as_record(row, 6)
-    if kind not in ("integer", "real") or wire.as_int(weighted) not in (0, 1):
+    if kind not in KINDS or wire.as_int(weighted) not in (0, 1):
         raise malformed("a segment is of no known kind")
     return Segment(
         name=wire.as_name(name),
         length=wire.as_int(length),
         bound=wire.as_float(bound),
-        kind=kind,
+        kind=cast(Kind, kind),
         weighted=bool(weighted),
         step=wire.as_float(step),
     )

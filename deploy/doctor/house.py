@@ -43,8 +43,10 @@ def policy_toml(case: Case) -> Finding:
     total = "no limit on ε" if math.isinf(p.total_epsilon) else f"ε ≤ {p.total_epsilon:g}"
     secagg = "required" if case.policy.secagg_required else "optional"
     open_ = "; training without privacy is allowed" if p.allow_non_private else ""
+    shared = "; noise may be shared among hospitals" if p.shared_noise else ""
     return good(
         f"{total} at δ = {p.total_delta:g} for each {p.unit}; secure aggregation {secagg}{open_}"
+        f"{shared}"
     )
 
 

@@ -12,7 +12,7 @@ does not apply is null.
 - ``policy``: ``path`` (null: no policy, no limit) and the limits in force: ``total_epsilon``,
   ``total_delta`` (the δ of every figure under ``data_sets``; without a policy the smallest that a
   run of the ledger promises), ``run_epsilon``, ``min_noise_multiplier``, ``allow_non_private``,
-  ``unit``, ``metrics``, ``hold_days``.
+  ``shared_noise``, ``unit``, ``metrics``, ``hold_days``.
 - ``data_sets``, in the order in which they came, for all runs of the ledger: ``data_set``
   (fingerprint), ``images``, ``largest_patient`` (most images of one patient; 1: none is known),
   ``since``, ``overlaps`` (list of ``data_set``, ``images``: how many images an earlier data set
@@ -23,7 +23,8 @@ does not apply is null.
 - ``runs``, in order of appearance (only ``run`` where one was asked for): ``run``, ``data_sets``,
   ``unit``, ``state`` (``active``, ``complete``: every planned round is used, ``closed``,
   ``hold expired``: it may go on only if its rest still fits, ``not private``), ``promise``
-  (``epsilon``, ``delta``, ``clipping_norm``, ``rounds``, ``local_epochs``, ``batch_size``),
+  (``epsilon``, ``delta``, ``clipping_norm``, ``rounds``, ``local_epochs``, ``batch_size``; for
+  rounds of server steps ``sampling_rate``, ``min_cohort`` and ``colluders``, else 0, 1, 0),
   ``mechanism`` (``noise_multiplier``, ``sampling_rate``, ``steps_per_round``, ``train_count``,
   ``validation_noise_multiplier``, ``count_epsilon``), both null for a run that was not private;
   ``rounds_used``, ``rounds_planned``, ``validations_used``, ``validations_planned``, ``spent``

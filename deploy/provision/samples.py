@@ -14,6 +14,7 @@ _POLICY = {
     "run-epsilon": "of one run",
     "min-noise-multiplier": "smallest noise of a training step, in clipping norms",
     "allow-non-private": "whether privacy=none is allowed at all",
+    "shared-noise": "whether ε may hold for the hospitals' sum alone (privacy=distributed)",
     "unit": 'or "patient": what ε is promised for',
     "metrics": 'validation figures; or "withheld", or "exact" (outside ε)',
     "hold-days": "for which an unfinished run keeps the rest of its budget",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from server_app import charts
+from server_app.progress import against_words
 from server_app.reporting.files import Run, round_of
 from server_app.reporting.participation import participation
 from server_app.reporting.parts import class_view, holdings, source, status
@@ -65,6 +66,7 @@ def view(run: Run) -> Json:
         "wall_known": wall is not None,
         "curves": charts.curves(history, best, failed, private, number(run.config.get("epsilon"))),
         "history": history, **found, **hospital_view,
+        "against": against_words(mapping(run.summary.get("epsilon_against"))),
         "show_spent": private and any(h["epsilon"] for h in hospital_view["hospitals"]),
         **participation(run.lines),
         "config": pairs(run.config),

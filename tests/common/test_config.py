@@ -20,7 +20,7 @@ RELIED_ON = [
 
 
 def test_defaults_are_a_valid_configuration() -> None:
-    chosen = {"batch-size": 32, "learning-rate": 1e-3}
+    chosen = {"batch-size": 32, "learning-rate": 1e-3, "ring-bits": 32}
     assert RunConfig.parse({}).as_dict() == {key.name: key.default for key in KEYS} | chosen
     plain = RunConfig.parse({"privacy": "none"})
     assert (plain.batch_size, plain.learning_rate) == (8, 3e-4)
@@ -66,7 +66,7 @@ def test_readme_holds_the_same_table() -> None:
         ),
         ({"merge-rule": "median"}, ["median", "ties"]),
         ({"simulated-delay": 1.0, "dataset": "hospitals", "classes": "a,b"}, ["simulated"]),
-        ({"privacy": "distributed"}, ["not landed"]),
+        ({"privacy": "distributed", "tolerated-colluders": 4}, ["tolerated-colluders", "min-cohort"]),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(values: dict[str, object], names: list[str]) -> None:

@@ -84,10 +84,10 @@ def test_a_resumed_private_run_goes_on_with_the_same_promise(
 
     save = RunStore.save_round
 
-    def dies(self: RunStore, record: Any, weights: Any) -> None:
+    def dies(self: RunStore, record: Any, weights: Any, memory: Any = None) -> None:
         if record["round"] == 2:
             raise KeyboardInterrupt
-        save(self, record, weights)
+        save(self, record, weights, memory)
 
     monkeypatch.setattr(RunStore, "save_round", dies)
     with pytest.raises(KeyboardInterrupt):

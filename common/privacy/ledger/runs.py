@@ -57,7 +57,7 @@ class RunState:
 
     def rest(self) -> list[Use]:
         """What the plan still allows."""
-        rounds = max(0, self.plan.promise.rounds - self.rounds)
+        rounds = max(0, self.plan.chargeable_rounds - self.rounds)
         models = max(0, self.plan.validations - self.validations)
         unit = self.plan.promise.unit
         validation = self.plan.validation(models)
@@ -117,7 +117,7 @@ def reservation(state: RunState, round: int, model: str, mechanism: str) -> Entr
     """
     plan = state.plan
     if mechanism == TRAINING:
-        part, event = TRAIN, plan.training(1) if state.rounds < plan.promise.rounds else None
+        part, event = TRAIN, plan.training(1) if state.rounds < plan.chargeable_rounds else None
     else:
         part, event = VAL, plan.validation(1) if state.validations < plan.validations else None
     if event is None:

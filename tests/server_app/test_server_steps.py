@@ -1,0 +1,174 @@
+"""Whole runs whose rounds are steps of the server's: shared noise, ledgers, rounds that are lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from common.config import RunConfig
+from common.errors import ConfigError, RoundError
+from common.files import consilium_home
+from common.model import ModelSpec, build
+from common.privacy.accounting import Event, epsilon_of
+from common.privacy.clipped_sum import clipped_sum
+from common.privacy.ledger import Ledger, RunState
+from common.privacy.plan import SPARE_ROUNDS, Promise, step_noise
+from common.privacy.randomness import SecureRandom
+from common.simulation import LEDGER, hospital_splits, load_dataset
+from common.training import to_tensor
+from deploy.inprocess import Fault, run_in_process
+from server_app.run_store import RunStore, runs_directory
+
+SHARED: dict[str, Any] = {
+    "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
+    "model-width": 0.03125, "partition-min-size": 5, "privacy": "distributed", "epsilon": 6.0,
+    "delta": 1e-3, "sampling-rate": 0.5, "num-shares": 5, "min-cohort": 4, "learning-rate": 0.01,
+}  # fmt: skip
+PEOPLE = 5
+
+
+def the_run() -> Path:
+    (directory,) = runs_directory().iterdir()
+    return directory
+
+
+def states(run: str) -> list[RunState]:
+    found = []
+    for path in sorted((consilium_home() / "simulation").glob(f"*/runs/{run}/{LEDGER}")):
+        with Ledger(path, create=False) as ledger:
+            state = ledger.state(run)
+            assert state is not None
+            found.append(state)
+    return found
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(x) for x in (the_run() / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("privacy", ["distributed", "local"])
+def test_every_hospital_is_charged_one_step_a_round_at_the_runs_own_rate(privacy: str) -> None:
+    values = {**SHARED, "privacy": privacy, "server-step": True}
+    run_in_process(values, num_hospitals=PEOPLE)
+    sigma = step_noise(Promise.of(RunConfig.parse(values)))
+    for state in states(the_run().name):
+        assert (state.rounds, state.validations) == (3, 4)
+        assert (state.plan.noise_multiplier, state.plan.sampling_rate) == (sigma, 0.5)
+        assert state.plan.training(1).steps == 1
+    summary = json.loads((the_run() / "summary.json").read_text())
+    assert summary["rounds"] == 3
+    assert 0 < summary["epsilon"] <= 6.0
+    models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 3)]
+    assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
+
+
+def test_the_plan_with_its_spare_rounds_is_within_epsilon() -> None:
+    promise = Promise.of(RunConfig.parse(SHARED))
+    event = Event(step_noise(promise), 0.5, 3 + SPARE_ROUNDS)
+    assert 5.8 < epsilon_of([event], 1e-3).value + 0.1 <= 6.0
+
+
+def test_a_step_that_is_asked_again_is_drawn_and_charged_anew() -> None:
+    """Kept and sent twice, into sums over other hospitals, one vector could be subtracted out."""
+    again = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=2, times=1)
+    run_in_process({**SHARED, "rounds": 1}, num_hospitals=PEOPLE, faults=[again])
+    assert [s.rounds for s in states(the_run().name)] == [3, 1, 1, 1, 1]
+    kept = {path.name for path in (consilium_home() / "simulation").rglob("*")}
+    assert "update.safetensors" not in kept
+
+
+def test_a_hospital_that_is_asked_too_often_refuses_and_the_others_go_on() -> None:
+    often = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=SPARE_ROUNDS + 1, times=1)
+    run_in_process({**SHARED, "rounds": 2}, num_hospitals=PEOPLE, faults=[often])
+    assert [s.rounds for s in states(the_run().name)] == [2 + SPARE_ROUNDS, 2, 2, 2, 2]
+    assert [d["reason"] for d in records()[1]["dropped"]] == []
+    (gone,) = records()[2]["dropped"]
+    assert gone["hospital"] == "hospital-00"
+    assert "privacy-budget" in gone["reason"]
+
+
+def test_a_round_below_the_smallest_cohort_opens_nothing_and_moves_no_weight() -> None:
+    lost = Fault(lambda kind, i, _: kind == "query.masked" and i < 2, drop_reply=True)
+    with pytest.raises(RoundError):
+        run_in_process(
+            {**SHARED, "stage-timeout": 5.0, "quorum": 0.2}, num_hospitals=PEOPLE, faults=[lost]
+        )
+    assert [r["status"] for r in records()] == ["ok", "failed", "failed", "failed"]
+    first, last = (load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 3))
+    assert all(np.array_equal(first[n], last[n]) for n in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_resumed_run_goes_on_with_the_optimizer_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    save = RunStore.save_round
+
+    def dies(self: RunStore, record: Any, weights: Any, memory: Any = None) -> None:
+        if record["round"] == 2:
+            raise KeyboardInterrupt
+        save(self, record, weights, memory)
+
+    values = {**SHARED, "optimizer": optimizer}
+    monkeypatch.setattr(RunStore, "save_round", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(values, num_hospitals=PEOPLE)
+    monkeypatch.setattr(RunStore, "save_round", save)
+    run_in_process({**values, "resume": the_run().name}, num_hospitals=PEOPLE)
+    memory = load_file(the_run() / "optimizer-0003.safetensors")
+    assert memory["steps"] == 3
+    # Round 2 was drawn twice: its first sum was lost with the server.
+    assert [s.rounds for s in states(the_run().name)] == [4] * PEOPLE
+    assert json.loads((the_run() / "summary.json").read_text())["epsilon"] <= 6.0
+
+
+def test_one_step_over_the_hospitals_is_the_step_over_the_union_of_their_images() -> None:
+    """At q = 1 and with hardly any noise: DP-SGD's own gradient, computed here in one place."""
+    values = {
+        **SHARED, "epsilon": 900.0, "rounds": 1, "sampling-rate": 1.0, "optimizer": "sgd",
+        "learning-rate": 1.0,
+    }  # fmt: skip
+    run_in_process(values, num_hospitals=PEOPLE)
+    before, after = (load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 1))
+    config = RunConfig.parse(values)
+    splits = hospital_splits(load_dataset(config), config, PEOPLE)
+    images = to_tensor(np.concatenate([train.images for train, _ in splits]))
+    labels = torch.from_numpy(np.concatenate([train.labels for train, _ in splits]))
+    spec = ModelSpec(model=config.model, width=config.model_width, num_classes=8, channels=3)
+    model = build(spec)
+    total = clipped_sum(
+        model, before, images, labels, sampling_rate=1.0, clipping_norm=config.clipping_norm,
+        random=SecureRandom(),
+    ).numpy()  # fmt: skip
+    told = sum(state.plan.train_count for state in states(the_run().name))
+    moved = np.concatenate(
+        [(before[n].astype(np.float64) - after[n]).ravel() for n, _ in model.named_parameters()]
+    )
+    deviation = step_noise(Promise.of(config)) * config.clipping_norm * (5 / 3) ** 0.5 / told
+    error = moved - total / told
+    # Of (5, 4 - 1) hospitals' shares; the grid and float32 add next to nothing.
+    assert np.std(error) == pytest.approx(deviation, rel=0.05)
+    assert np.linalg.norm(error) < 0.3 * np.linalg.norm(total / told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"secagg": False}, "needs secure aggregation"),
+        ({"mode": "vectors", "secagg": False}, "synchronous rounds"),
+        ({"tolerated-colluders": 4}, "min-cohort"),
+        ({"privacy": "none", "server-step": True}, "privacy is 'none'"),
+        ({"privacy": "local"}, "sampling-rate"),
+    ],
+)
+def test_settings_that_cannot_keep_the_promise_are_refused(
+    wrong: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        RunConfig.parse(SHARED | wrong)
