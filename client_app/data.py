@@ -84,12 +84,7 @@ def data_of(hospital: Hospital) -> HospitalData:
 
 def model_spec(config: RunConfig, data: HospitalData) -> ModelSpec:
     """The model that a hospital would train on its data."""
-    return ModelSpec(
-        model=config.model,
-        width=config.model_width,
-        num_classes=data.num_classes,
-        channels=data.channels,
-    )
+    return ModelSpec.of(config, num_classes=data.num_classes, channels=data.channels)
 
 
 # A simulation process plays many hospitals in turn: each keeps its tensors.

@@ -24,17 +24,15 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from client_app.data import HospitalData
 from client_app.hospital import Hospital
 from common.files import atomic_write, read_json, write_json
 from common.model import Weights
-from common.privacy.distributed import NoiseShares
 from common.privacy.figures import Figures, noised
 from common.privacy.ledger import TRAINING, VALIDATION, Ledger
 from common.privacy.limits import NOISED
-from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan, shares_of
+from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 from common.privacy.randomness import SecureRandom
 from common.training import EvalResult, PrivateStep
 
@@ -61,6 +59,8 @@ class PrivateRun:
             sampling_rate=plan.sampling_rate,
             steps=plan.steps_per_round,
             expected_batch_size=plan.train_count * plan.sampling_rate,
+            views=self.hospital.config.augmentation_multiplicity,
+            clipping=self.hospital.config.clipping,
         )
 
     def update(self, round: int, model: str, train: Callable[[], Weights]) -> Weights:
@@ -76,17 +76,13 @@ class PrivateRun:
         self.ledger.settle(reserved)
         return update
 
-    def shares(self, dimension: int) -> NoiseShares:
-        """How this hospital makes its part of a server step's noise."""
-        return shares_of(self.plan.promise, self.plan.noise_multiplier, dimension)
-
     def drawn(
-        self, round: int, model: str, shares: NoiseShares, summed: Callable[[], Tensor]
+        self, round: int, model: str, mechanism: str, draw: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """A server step's clipped sum with this hospital's noise: (d,) int64, for one sum only."""
+        """A server step's sum with this hospital's noise: charged now, for one exchange only."""
         # Settled first: what is settled is never handed out for a second draw.
-        self.ledger.settle(self.ledger.reserve_round(self.name, round, model))
-        return shares.release(summed(), SecureRandom())
+        self.ledger.settle(self.ledger.reserve_round(self.name, round, model, mechanism))
+        return draw()
 
     def figures(self, round: int, model: str, evaluate: Callable[[], EvalResult]) -> Figures:
         """The model's noised validation figures: released now, or as they were before.

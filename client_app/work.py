@@ -12,18 +12,19 @@ from functools import cached_property
 
 import numpy as np
 from flwr.app import Context, RecordDict
-from torch import Tensor, nn
+from torch import nn
 
 from client_app import secagg
 from client_app.data import HospitalData, Part, data_of, model_spec
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
+from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope, Job, Offer, Report
-from common.model import ModelSpec, Weights, build, get_weights, weights_digest
-from common.privacy.clipped_sum import clipped_sum
+from common.model import ModelSpec, Weights, build, build_for, get_weights, weights_digest
+from common.prior.model import head_alone
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.privacy.randomness import SecureRandom
@@ -34,7 +35,6 @@ from common.training import (
     TrainSettings,
     evaluate,
     train,
-    use_threads,
 )
 from common.vectors.base import is_floating
 
@@ -94,7 +94,10 @@ class _Work:
     def validate(self) -> EvalResult:
         """The model's exact figures on the validation images: for the hospital's eyes only."""
         val, threads = self.data.val, self.hospital.config.threads
-        return evaluate(build(self.spec), self.job.weights, val.images, val.labels, threads=threads)
+        model, weights, inputs = head_alone(
+            build(self.spec), self.job.weights, val.images, kept_features(self.hospital)
+        )
+        return evaluate(model, weights, inputs, val.labels, threads=threads)
 
     def moved(self, update: Weights) -> _Work:
         """The same work on the model after ``update``."""
@@ -144,32 +147,21 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
 
 
 def _step(work: _Work) -> RecordDict:
-    """One hospital's part of a server step: a Poisson batch's clipped sum with its noise.
+    """One hospital's part of a server step, or of a statistic: a clipped sum with its noise.
 
     Drawn and charged anew each time that it is asked for (:mod:`client_app.private`).
     """
-    c, job, part = work.hospital.config, work.job, work.data.train
-    model = build(work.spec)
-    dimension = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    job = work.job
     with admitted(job.run, work.hospital, work.data) as run:
-        shares = run.shares(dimension)
-        work = work.invited(TRAIN, length=dimension, grid=shares.step)
+        asked = sum_of(run, work.spec, job)
+        shares = asked.shares
+        work = work.invited(TRAIN, length=shares.dimension, grid=shares.step)
         figures = work.private_figures(run)
 
-        def summed() -> Tensor:
-            use_threads(c.threads)
-            return clipped_sum(
-                model,
-                job.weights,
-                part.images,
-                part.labels,
-                sampling_rate=run.plan.sampling_rate,
-                clipping_norm=c.clipping_norm,
-                random=SecureRandom(),
-                units=part.shared_units(c.privacy_unit),
-            )
+        def draw() -> np.ndarray:
+            return shares.release(asked.compute(), SecureRandom())
 
-        values = {GRADIENT: run.drawn(job.round, work.model, shares, summed)}
+        values = {GRADIENT: run.drawn(job.round, work.model, asked.mechanism, draw)}
         return _answer(work, figures, values, run.plan.train_count)
 
 
@@ -355,7 +347,7 @@ def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
     number = job.round + work.draw
     parts = np.random.SeedSequence([c.seed, number, work.hospital.partition_id])
     return train(
-        build(work.spec),
+        build_for(c, work.spec),
         job.weights,
         part.images,
         part.labels,

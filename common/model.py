@@ -1,28 +1,20 @@
-"""The classifiers: DPResNet as published, and a ResNet-9 with batch norm for comparison.
-
-DPResNet (arXiv 2412.00687): ReLU, group norm with 32 groups, convolutions without bias, no
-max pooling; 4,802,120 parameters at width 1 for 28×28×3 images and 8 classes. Group norm
-normalises each image by itself, which per-image clipping needs; batch norm mixes the images
-of a batch, so ResNet-9 is refused under differential privacy.
-
-No module works in place: Opacus reads a layer's input after the layer has run.
-"""
+"""Models: what they are built from, their weights as numpy arrays, which parts are trained."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from common.config import RunConfig
 from common.errors import ModelError
-
-GROUPS = 32
-"""Groups of every group norm at width 1; other widths keep the channels in a group."""
+from common.networks import DPResNet, ResNet9, ResNet18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,86 +25,49 @@ class ModelSpec:
     width: float = 1.0
     num_classes: int = 8
     channels: int = 3
+    residual_norm: bool = False
+    """One more norm after each residual addition (:mod:`common.networks`)."""
+    weight_standardisation: bool = False
+    """Convolutions by standardised filters (:mod:`common.networks`)."""
+
+    @classmethod
+    def of(cls, config: RunConfig, *, num_classes: int, channels: int) -> ModelSpec:
+        """The model that a run trains on data of so many classes and channels."""
+        return cls(
+            model=config.model,
+            width=config.model_width,
+            num_classes=num_classes,
+            channels=channels,
+            residual_norm=config.residual_norm,
+            weight_standardisation=config.weight_standardisation,
+        )
 
     def digest(self) -> bytes:
         """SHA-256 of the specification: server and hospital compare it before training."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).digest()
+        told = asdict(self)
+        for option in ("residual_norm", "weight_standardisation"):
+            # Bases and runs from before there were these options refer to digests without them.
+            if not told[option]:
+                del told[option]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
 
 
-def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+def _prior_head(*, num_classes: int, channels: int, **_: object) -> nn.Module:
+    from common.prior.model import PriorHead  # which most models have no need of
+
+    return PriorHead(num_classes=num_classes, channels=channels)
 
 
-class _Double(nn.Module):
-    """conv, GN, ReLU, conv, GN; with ``skip`` the input is added to the output."""
+_KINDS: Mapping[str, Callable[..., nn.Module]] = {
+    "dpresnet": DPResNet,
+    "resnet9": ResNet9,
+    "resnet9-gn": partial(ResNet9, group_norm=True),
+    "resnet18": ResNet18,
+    "prior-head": _prior_head,
+}
 
-    def __init__(self, c_in: int, c_out: int, groups: int, *, stride: int, skip: bool) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            _conv(c_in, c_out, stride), nn.GroupNorm(groups, c_out), nn.ReLU(),
-            _conv(c_out, c_out), nn.GroupNorm(groups, c_out),
-        )  # fmt: skip
-        self.skip = skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x)
-        return x + y if self.skip else y
-
-
-class DPResNet(nn.Module):
-    """Input (N, channels, H, W) float32 in [-1, 1]; output (N, num_classes) logits."""
-
-    def __init__(self, *, width: float = 1.0, num_classes: int = 8, channels: int = 3) -> None:
-        super().__init__()
-        # Channels are whole multiples of the groups (2, 4, 8 and 16 a group), so that group norm
-        # normalises over as many channels at every width as it does in the paper.
-        groups = max(1, round(GROUPS * width))
-        c1, c2, c3, c4 = (groups * m for m in (2, 4, 8, 16))
-        self.stem = nn.Sequential(
-            _conv(channels, c1), nn.GroupNorm(groups, c1), nn.ReLU(),
-            _conv(c1, c2), nn.GroupNorm(groups, c2), nn.ReLU(),
-        )  # fmt: skip
-        self.block1 = _Double(c2, c2, groups, stride=1, skip=True)
-        self.block2 = _Double(c2, c3, groups, stride=2, skip=False)
-        self.block3 = _Double(c3, c4, groups, stride=2, skip=False)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(c4, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) → (N, num_classes)."""
-        y = self.block3(self.block2(self.block1(self.stem(x))))
-        logits: Tensor = self.head(self.pool(y).flatten(1))
-        return logits
-
-
-class ResNet9(nn.Module):
-    """The usual ResNet-9: batch norm, max pooling, two residual blocks. Not for DP."""
-
-    def __init__(self, *, width: float = 1.0, num_classes: int = 8, channels: int = 3) -> None:
-        super().__init__()
-
-        def unit(c_in: int, c_out: int, pool: bool = False) -> list[nn.Module]:
-            layers = [_conv(c_in, c_out), nn.BatchNorm2d(c_out), nn.ReLU()]
-            return [*layers, nn.MaxPool2d(2)] if pool else layers
-
-        c1, c2, c3, c4 = (max(2, round(c * width)) for c in (64, 128, 256, 512))
-        self.conv1 = nn.Sequential(*unit(channels, c1))
-        self.conv2 = nn.Sequential(*unit(c1, c2, pool=True))
-        self.res1 = nn.Sequential(*unit(c2, c2), *unit(c2, c2))
-        self.conv3 = nn.Sequential(*unit(c2, c3, pool=True))
-        self.conv4 = nn.Sequential(*unit(c3, c4, pool=True))
-        self.res2 = nn.Sequential(*unit(c4, c4), *unit(c4, c4))
-        self.pool = nn.AdaptiveMaxPool2d(1)
-        self.head = nn.Linear(c4, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) → (N, num_classes)."""
-        y = self.conv2(self.conv1(x))
-        y = y + self.res1(y)
-        y = self.conv4(self.conv3(y))
-        y = y + self.res2(y)
-        logits: Tensor = self.head(self.pool(y).flatten(1))
-        return logits
+MODELS = tuple(_KINDS)
+"""What ``ModelSpec.model`` may be; all but ``resnet9`` (batch norm) can be trained under DP."""
 
 
 def build(spec: ModelSpec, seed: int | None = None) -> nn.Module:
@@ -121,9 +76,8 @@ def build(spec: ModelSpec, seed: int | None = None) -> nn.Module:
     The seed is no secret: initial weights are public. The caller's random state is untouched.
     Raises :class:`~common.errors.ModelError` for an unknown name or no class to tell apart.
     """
-    kinds: Mapping[str, type[nn.Module]] = {"dpresnet": DPResNet, "resnet9": ResNet9}
-    if spec.model not in kinds:
-        raise ModelError(f"unknown model '{spec.model}'", f"use one of: {', '.join(kinds)}")
+    if spec.model not in _KINDS:
+        raise ModelError(f"unknown model '{spec.model}'", f"use one of: {', '.join(MODELS)}")
     if spec.num_classes < 2:
         raise ModelError(
             f"the data set has {spec.num_classes} class(es), too few to tell apart",
@@ -132,9 +86,51 @@ def build(spec: ModelSpec, seed: int | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        return kinds[spec.model](
-            width=spec.width, num_classes=spec.num_classes, channels=spec.channels
+        return _KINDS[spec.model](
+            width=spec.width,
+            num_classes=spec.num_classes,
+            channels=spec.channels,
+            residual_norm=spec.residual_norm,
+            weight_standardisation=spec.weight_standardisation,
         )
+
+
+def build_for(config: RunConfig, spec: ModelSpec) -> nn.Module:
+    """The model of ``spec`` with the parts frozen that ``config`` names; see :func:`freeze`."""
+    model = build(spec)
+    if config.frozen_parts:
+        freeze(model, config.frozen_parts)
+    return model
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Train no more the parameters whose names start with one of ``prefixes``.
+
+    They get no gradient, take no part in a private gradient's norm and get no noise; an update
+    holds exact zeros for them. ModelError, and nothing is changed, for a prefix that starts no
+    parameter's name, and if no parameter were left to train.
+    """
+    named = dict(model.named_parameters())
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in named):
+            first = sorted({name.split(".")[0] for name in named})
+            raise ModelError(
+                f"no parameter's name starts with '{prefix}', which is to be frozen",
+                f"use prefixes of parameter names; the model's parts are: {', '.join(first)}",
+            )
+    frozen = {name for name in named if name.startswith(tuple(prefixes))}
+    if frozen.issuperset(trainable_names(model)):
+        raise ModelError(
+            "every parameter would be frozen, so that nothing could be trained",
+            "leave at least one part out of what is frozen, such as 'head.'",
+        )
+    for name in frozen:
+        named[name].requires_grad_(False)
+
+
+def trainable_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that are trained, in the model's order."""
+    return tuple(name for name, p in model.named_parameters() if p.requires_grad)
 
 
 Weights = dict[str, np.ndarray]

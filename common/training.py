@@ -17,16 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ConsiliumError, PrivacyError
+from common.errors import ConsiliumError, ModelError, PrivacyError
 from common.model import Weights, get_weights, set_weights
-from common.privacy.engine import (
-    PoissonBatches,
-    SecureDPOptimizer,
-    images_at_once,
-    make_private,
-)
+from common.privacy.batches import PoissonBatches
+from common.privacy.clipping import CLIPPINGS, FLAT
+from common.privacy.engine import SecureDPOptimizer, images_at_once, make_private
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
+from common.privacy.views import DIHEDRAL, SINGLE, TEST_VIEWS, dihedral
 from common.schedule import learning_rate_factor
 
 
@@ -57,6 +55,11 @@ class PrivateStep:
     """Batches of one call to ``train``."""
     expected_batch_size: float
     """In privacy units: what the noisy sum is divided by, whatever the batch really holds."""
+    views: int = 1
+    """K: an image's gradient is the mean over K random views of it (augmentation multiplicity, De
+    et al. 2022, §3.4), taken before clipping; 1: of the image itself."""
+    clipping: str = FLAT
+    """The clipping rule, of :data:`common.privacy.clipping.CLIPPINGS`."""
 
     def __post_init__(self) -> None:
         positive = (self.noise_multiplier, self.clipping_norm, self.expected_batch_size)
@@ -64,11 +67,14 @@ class PrivateStep:
             all(math.isfinite(x) and x > 0 for x in positive)
             and 0 < self.sampling_rate <= 1
             and self.steps >= 1
+            and self.views >= 1
+            and self.clipping in CLIPPINGS
         )
         if not ok:
             raise PrivacyError(
                 f"{self} is no private training",
-                "use σ, C and an expected batch size > 0, a sampling rate in (0, 1] and steps ≥ 1",
+                "use σ, C and an expected batch size > 0, a sampling rate in (0, 1], steps and "
+                f"views ≥ 1 and one of the clippings {', '.join(CLIPPINGS)}",
             )
 
 
@@ -176,7 +182,8 @@ def train(
     ``units`` (N,) int64: images with the same number are one privacy unit (a patient). They are
     sampled together and their summed gradient is clipped, so the guarantee is for the patient,
     whatever the number of images. None: each image is a unit of its own. ``criterion`` is the
-    mean of per-image losses.
+    mean of per-image losses. Parameters that are frozen (:func:`common.model.freeze`) stay as
+    they are in ``start``: the update is exactly zero there.
 
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, a
     precision other than float32), TrainingError when the loss or the update is not finite.
@@ -205,6 +212,7 @@ def train(
             random=random or SecureRandom(),
             units=units,
             most_images=images_at_once(model),
+            views=settings.privacy.views,
         )
         loss = _train_private(model, private, settings, settings.privacy, criterion)
         steps = settings.privacy.steps
@@ -233,6 +241,7 @@ def _train_private(
         batches,
         noise_multiplier=privacy.noise_multiplier,
         clipping_norm=privacy.clipping_norm,
+        clipping=privacy.clipping,
     )
     watch = ContiguityWatch(model)
     try:
@@ -320,8 +329,17 @@ def evaluate(
     *,
     threads: int = 1,
     batch_size: int = 256,
+    views: str = SINGLE,
 ) -> EvalResult:
-    """Loss, accuracy and class probabilities of ``weights`` on ``images``, no gradient taken."""
+    """Loss, accuracy and class probabilities of ``weights`` on ``images``, no gradient taken.
+
+    With ``views`` ``dihedral`` an image's probabilities are the mean over its eight flips and
+    quarter turns, so that they do not depend on how it lies; loss and accuracy are of that mean,
+    and it takes eight times as long. ModelError for views that are none of
+    :data:`~common.privacy.views.TEST_VIEWS`.
+    """
+    if views not in TEST_VIEWS:
+        raise ModelError(f"there are no '{views}' views", f"use one of: {', '.join(TEST_VIEWS)}")
     set_weights(model, weights)
     model.eval()
     use_threads(threads)
@@ -330,7 +348,11 @@ def evaluate(
         for x, y in zip(
             torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
         ):
-            logits = model(x)
+            if views == DIHEDRAL:
+                seen = torch.stack([F.log_softmax(model(view), dim=1) for view in dihedral(x)])
+                logits = seen.logsumexp(0)  # of the mean softmax, up to a constant
+            else:
+                logits = model(x)
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
             outputs.append(F.softmax(logits, dim=1))
     probabilities = torch.cat(outputs).numpy()

@@ -17,6 +17,7 @@ from deploy.doctor.commands import check
 from deploy.ledger import commands as ledger
 from deploy.node.commands import health as hospital_health
 from deploy.node.commands import service, start
+from deploy.prior import prior
 from deploy.provision.commands import federation, hospital
 from deploy.server.commands import health as federation_health
 from deploy.server.commands import run, serve
@@ -41,6 +42,7 @@ hospital.command("outbox")(by_hand.outbox)
 hospital.command("withdraw")(by_hand.withdraw)
 cli.command("run")(run)
 cli.command("pretrain")(by_hand.pretrain)
+cli.command("prior")(prior)
 cli.add_typer(by_hand.vectors, name="vectors")
 
 

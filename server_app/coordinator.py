@@ -52,12 +52,7 @@ class Coordinator:
         if config.secagg:
             # Or refused here, now.
             params_for(config, sample_size(config.fraction, setting.hospitals))
-        spec = ModelSpec(
-            model=config.model,
-            width=config.model_width,
-            num_classes=len(setting.class_names),
-            channels=setting.channels,
-        )
+        spec = ModelSpec.of(config, num_classes=len(setting.class_names), channels=setting.channels)
         start = {} if config.resume else first_base(config, spec).weights
         if config.resume:
             store = RunStore.resume(config.resume, config.as_dict())
@@ -72,7 +67,9 @@ class Coordinator:
         if setting.test is not None:
             # Hospitals wait meanwhile, and no model depends on it: all cores.
             cores = os.cpu_count() or 1
-            evaluator = Evaluator(spec, setting.test, setting.class_names, threads=cores)
+            evaluator = Evaluator(
+                spec, setting.test, setting.class_names, threads=cores, views=config.test_views
+            )
         if config.secagg and roster is None:
             progress.say(
                 "secure aggregation is UNAUTHENTICATED: without a roster a server that lies could "

@@ -12,24 +12,39 @@ from torch import Tensor
 
 from common.datasets import ImageSet
 from common.model import ModelSpec, build
+from common.prior.model import head_alone
+from common.privacy.views import SINGLE
 from common.training import evaluate, to_tensor
 
 
 class Evaluator:
-    """Measures models of one specification on one test set."""
+    """Measures models of one specification on one test set.
+
+    ``views`` is of :data:`common.privacy.views.TEST_VIEWS`: with ``dihedral``, figures are those
+    of each image's class probabilities averaged over its flips and quarter turns.
+    """
 
     def __init__(
-        self, spec: ModelSpec, test: ImageSet, class_names: tuple[str, ...], *, threads: int = 1
+        self,
+        spec: ModelSpec,
+        test: ImageSet,
+        class_names: tuple[str, ...],
+        *,
+        threads: int = 1,
+        views: str = SINGLE,
     ) -> None:
         self._model = build(spec)
         self._images: Tensor = to_tensor(test.images)
         self._labels = torch.from_numpy(test.labels)
         self._class_names = class_names
         self._threads = threads
+        self._views = views
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """All figures of ``weights``, JSON-ready; see :func:`figures`."""
-        result = evaluate(self._model, weights, self._images, self._labels, threads=self._threads)
+        model, weights, inputs = head_alone(self._model, weights, self._images)
+        views = self._views if inputs is self._images else SINGLE  # a prior's features are of all
+        result = evaluate(model, weights, inputs, self._labels, threads=self._threads, views=views)
         shown = figures(self._labels.numpy(), result.probabilities, self._class_names)
         return {"loss": result.loss_sum / result.examples, **shown}
 

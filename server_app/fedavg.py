@@ -11,7 +11,7 @@ exchange, with sums of gradients for updates (:mod:`server_app.server_step`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from common.errors import RoundError
 from common.messages import Job
 from common.model import ModelSpec, Weights, build, get_weights
 from common.simulation import simulated_spending
+from server_app.averaged import Averaged
 from server_app.directory import Directory
 from server_app.exchange import Absence
 from server_app.progress import Progress
@@ -56,6 +57,9 @@ class FedAvg:
     roster: Mapping[str, bytes] | None = None
     """Identity keys by hospital; None: hospitals are not authenticated."""
 
+    def __post_init__(self) -> None:
+        self.averaged = Averaged(self.config.ema)
+
     def run(self) -> Weights:
         """All rounds that are left; returns the last model.
 
@@ -77,9 +81,10 @@ class FedAvg:
                 failures = 0
             else:
                 previous, failures = weights, failures + 1
-            record = self._record(number, outcome, weights, problem, time.monotonic() - started)
-            memory = {} if self.step is None else self.step.memory
-            self.store.save_round(record, weights, memory)
+            model = self.averaged.weights
+            record = self._record(number, outcome, model, problem, time.monotonic() - started)
+            memory = self.averaged.memory(weights, previous)
+            self.store.save_round(record, model, memory | (self.step.memory if self.step else {}))
             self.progress.round_ends(record)
             if failures and (failures == CONSECUTIVE_FAILURES or number == self.config.rounds):
                 raise RoundError(
@@ -91,38 +96,56 @@ class FedAvg:
                 f"the last round, {self.config.rounds}, had failed, and none is left",
                 "evaluate the last good model, or start a new run from it",
             )
-        final = self._exchange(self.directory.names, self.config.rounds, weights, train=False)
+        model = self.averaged.weights
+        final = self._exchange(self.directory.names, self.config.rounds, model, train=False)
         self.store.set_validation(self.config.rounds, final.validation())
-        return weights
+        return model
 
     def _moved(self, number: int, outcome: Outcome, weights: Weights, previous: Weights) -> Weights:
-        """The model after a round that counts."""
+        """The weights after a round that counts."""
         if self.step is not None:
-            assert outcome.gradient is not None
-            return self.step.moved(weights, outcome.gradient, number)
+            assert outcome.total is not None
+            moved = self.step.moved(weights, outcome.total, outcome.sums["examples"], number)
+            if self.step.is_statistic(number):
+                self.averaged.begin(moved)  # earlier weights were for other features
+            else:
+                self.averaged.add(moved)
+            return moved
         assert outcome.mean_update is not None
         momentum = self.config.server_momentum
         step = with_momentum(outcome.mean_update, weights, previous, momentum)
-        return add_update(weights, step)
+        moved = add_update(weights, step)
+        self.averaged.add(moved)
+        return moved
 
     def _start(self) -> tuple[int, Weights, Weights]:
         """(rounds done, weights, weights a round before): where an earlier run stopped, or fresh.
 
-        The step before is all the state that momentum has, so a resumed run needs no other file.
+        The step before is all the state that FedAvg's momentum has.
         """
         order = list(get_weights(build(self.spec)))  # which a file does not keep
         done = self.store.last_round()
         if done is not None:
-            if self.step is not None:
-                self.step.memory = self.store.load_memory(done)
-            last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
-            return done, {k: last[k] for k in order}, {k: before[k] for k in order}
+            return done, *self._recalled(done, order)
         fresh = {k: np.asarray(self.start[k]) for k in order}
         record: dict[str, Any] = {"round": 0, "status": "ok", "test": None, "seconds": 0.0}
         if self.evaluate is not None:
             record["test"] = self.evaluate(fresh)
-        self.store.save_round(record, fresh)
+        self.averaged.begin(fresh)
+        self.store.save_round(record, fresh, self.averaged.memory(fresh, fresh))
         return 0, fresh, fresh
+
+    def _recalled(self, done: int, order: Sequence[str]) -> tuple[Weights, Weights]:
+        """(weights, weights a round before) after the round ``done`` of an earlier part."""
+        last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
+        model = {k: last[k] for k in order}
+        memory = self.store.load_memory(done)
+        if self.step is not None:
+            self.step.recall(memory)
+        if self.config.ema:
+            return self.averaged.recall(memory, model)
+        self.averaged.begin(model)
+        return model, {k: before[k] for k in order}
 
     def _exchange(self, names: list[str], number: int, weights: Weights, *, train: bool) -> Outcome:
         """One round with the hospitals of these names; who is not connected is absent."""

@@ -13,6 +13,8 @@ from common.config import RunConfig
 from common.errors import ConfigError, ModelError, ProtocolError
 from common.messages import check_run_id
 from common.model import ModelSpec, build, check_weights, get_weights
+from common.prior.model import on_prior
+from common.prior.train import is_prior, load_prior
 from common.vectors import Base, VectorError
 from server_app.run_store import runs_directory
 
@@ -29,6 +31,8 @@ def first_base(config: RunConfig, spec: ModelSpec) -> Base:
     path = Path(config.base).expanduser()
     if not path.is_file():
         path = _of_run(config.base)
+    if spec.model == "prior-head" and is_prior(path):
+        return _base(spec, on_prior(fresh, load_prior(path)), pretrained=True)
     try:
         made = Base.load(path)
     except VectorError:

@@ -22,14 +22,14 @@ from server_app.exchange import Absence, ask
 
 @dataclass
 class Outcome:
-    """What a round brought: a mean update or gradient, sums of figures, who was there, who not."""
+    """What a round brought: a mean update or a sum, sums of figures, who was there and who not."""
 
     expected: list[str]
     contributed: list[str] = field(default_factory=list)
     absent: list[Absence] = field(default_factory=list)
     mean_update: Weights | None = None
-    gradient: Weights | None = None
-    """Of a server step: the noisy mean gradient over the union of the images."""
+    total: np.ndarray | None = None
+    """Of a server step: the noisy sum over the union of the images, (d,) float64."""
     sums: dict[str, float] = field(default_factory=dict)
     failure: str | None = None
     """Why secure aggregation failed closed, or None."""

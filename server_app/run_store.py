@@ -150,9 +150,14 @@ class RunStore:
         Where nothing was validated, the last round. The test set has no say.
         """
         valid = [r for r in self.records if r.get("validation") and r["round"] > 0]
-        if not valid:
+        # Of a moving average hospitals validate the last model only: before, the latest weights.
+        if not valid or self._averages:
             return self.last_round() or 0
         return int(max(valid, key=lambda r: r["validation"]["accuracy"])["round"])
+
+    @property
+    def _averages(self) -> bool:
+        return bool(read_json(self.directory / "config.json").get("ema"))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Copy the best and the last model under their names, then write the summary."""

@@ -157,20 +157,21 @@ def secure_round(
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
 
-    With ``step`` hospitals do not train but send the sums of one step's gradients.
+    With ``step`` hospitals do not train but send the sums of one step.
 
     The outcome has no mean update, and says why, when too few took part: the round failed
     closed, nothing was opened. ConfigError if the settings can work for no cohort.
     """
     purpose = TRAIN if train else VALIDATE
-    length = flat_length(job.weights) if step is None else step.shares.dimension
+    shares = None if step is None else step.shares(job.round)
+    length = flat_length(job.weights) if shares is None else shares.dimension
     binding = RoundBinding(
         run=job.run,
         round=job.round,
         purpose=purpose,
         # Fewer may be there than the run needs: then the round fails closed, not the run.
         params=params_for(config, max(len(cohort), config.num_shares, config.min_cohort)),
-        layout=layout_for(purpose, length, config, grid=0.0 if step is None else step.shares.step),
+        layout=layout_for(purpose, length, config, grid=0.0 if shares is None else shares.step),
         model_hash=bytes.fromhex(weights_digest(job.weights)),
     )
     invited = Job(job.run, job.round, job.model_digest, job.weights, binding.to_bytes())
@@ -182,21 +183,21 @@ def secure_round(
         stage_timeout=lambda: config.stage_timeout,
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)
-    mean, gradient = None, None
+    mean, total = None, None
     sums = {n: float(v[0]) for n, v in found.values.items() if n not in ("update", GRADIENT)}
     if train and found.failure is None:
         examples = sums["examples"] = sums.pop("weight")
         if step is None:
             mean = unflatten(found.values["update"] / examples, job.weights)
         else:
-            total = found.values[GRADIENT]
-            gradient = step.gradient(total, examples, len(found.contributed))
+            opened = found.values[GRADIENT]
+            total = step.summed(job.round, opened, examples, len(found.contributed))
     return Outcome(
         expected=sorted(cohort),
         contributed=found.contributed,
         absent=found.absent,
         mean_update=mean,
-        gradient=gradient,
+        total=total,
         sums=sums,
         failure=found.failure,
         seconds=found.seconds,

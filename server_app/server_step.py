@@ -2,7 +2,10 @@
 
 Secure aggregation opens Σ of the hospitals' clipped, noisy sums; divided by what a batch holds
 (sampling rate × the announced numbers of images) it is DP-SGD's gradient over the union
-(Abadi et al. 2016). What the optimizer remembers follows from such gradients alone, so it costs
+(Abadi et al. 2016). With ``whitening`` the first rounds' sums are statistics of a prior's
+features, which become part of the model.
+
+What the optimizer remembers follows from such gradients alone, so it costs
 no privacy; it is kept with the run, and a resumed run goes on with it.
 """
 
@@ -16,9 +19,18 @@ import numpy as np
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.model import ModelSpec, Weights, build
+from common.model import ModelSpec, Weights, build_for
+from common.prior.model import PriorHead, with_mean, with_whitening
 from common.privacy.distributed import NoiseShares
-from common.privacy.plan import Promise, shares_of, step_noise
+from common.privacy.plan import (
+    MEAN,
+    SECOND_MOMENT,
+    Promise,
+    shares_of,
+    statistic_noise,
+    step_noise,
+)
+from common.privacy.statistics import NORM, statistic_length
 
 _MOMENTUM = 0.9
 _BETAS, _TINY = (0.9, 0.999), 1e-8
@@ -32,44 +44,83 @@ class ServerStep:
     config: RunConfig
     shapes: Mapping[str, tuple[int, ...]]
     """Trainable parameters, in the order in which hospitals send their gradients."""
-    shares: NoiseShares
+    features: int
+    """Coordinates of the features that the first rounds' statistics are of; 0: there are none."""
+    noise_multiplier: float
+    """σ of a step's sum."""
+    statistics: Mapping[str, float]
+    """σ of each statistic."""
     memory: dict[str, np.ndarray] = field(default_factory=dict)
-    """``NAME/of/PARAMETER`` → float64 array: momentum, or Adam's two moments; and ``steps``."""
+    """``momentum/NAME``, or Adam's ``first/NAME`` and ``second/NAME``, float64; ``steps``."""
 
     @classmethod
     def of(cls, config: RunConfig, spec: ModelSpec) -> ServerStep:
         """For a run that begins. Calibrates the noise as hospitals do: seconds."""
-        model = build(spec)
+        model, promise = build_for(config, spec), Promise.of(config)
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
-        promise = Promise.of(config)
-        dimension = sum(math.prod(shape) for shape in shapes.values())
-        return cls(config, shapes, shares_of(promise, step_noise(promise), dimension))
+        features = model.features.spec.dimension if isinstance(model, PriorHead) else 0
+        statistics = {name: statistic_noise(promise, name) for name in promise.statistics}
+        return cls(config, shapes, features, step_noise(promise), statistics)
 
-    def gradient(self, total: np.ndarray, examples: float, hospitals: int) -> Weights:
-        """The noisy mean gradient (float64) of the opened sum ``total`` (d,) over ``hospitals``.
+    def is_statistic(self, round: int) -> bool:
+        """Whether ``round`` releases a statistic of the features, and no gradient."""
+        return Promise.of(self.config).statistic_of(round) is not None
 
-        ConfigError if a sum of so many images may have wrapped around the ring.
+    def recall(self, memory: Mapping[str, np.ndarray]) -> None:
+        """Go on with what was remembered (of :attr:`memory`'s names; others are another's)."""
+        own = ("momentum/", "first/", "second/", "steps")
+        self.memory = {k: v for k, v in memory.items() if k.startswith(own)}
+
+    def shares(self, round: int) -> NoiseShares:
+        """The noise of what ``round`` sums, as hospitals make it."""
+        promise = Promise.of(self.config)
+        name = promise.statistic_of(round)
+        if name is not None:
+            length = statistic_length(name, self.features)
+            return shares_of(promise, self.statistics[name], length, clipping_norm=NORM)
+        dimension = sum(math.prod(shape) for shape in self.shapes.values())
+        return shares_of(promise, self.noise_multiplier, dimension)
+
+    def summed(self, round: int, total: np.ndarray, examples: float, hospitals: int) -> np.ndarray:
+        """(d,) float64: what the opened integers ``total`` of ``round`` stand for.
+
+        ConfigError if a sum over so many images (as announced) may have wrapped around the ring.
         """
-        largest = self.shares.largest(round(examples), hospitals)
+        shares = self.shares(round)
+        largest = shares.largest(math.ceil(max(examples, 1.0)), hospitals)
         if largest >= 2.0 ** (self.config.ring_bits - 1):
             bits = 8 * math.ceil((math.log2(largest) + 1) / 8)
             raise ConfigError(
                 f"ring-bits {self.config.ring_bits} are too few for a sum over {examples:.0f} "
-                f"images on a grid of {self.shares.step:g}: it may wrap around",
+                f"images on a grid of {shares.step:g}: it may wrap around",
                 f"start a new run with ring-bits={bits}",
             )
-        values = self.shares.values(total) / (self.config.sampling_rate * max(examples, 1.0))
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
-        parts = np.split(values, ends[:-1])
-        return {n: v.reshape(s) for (n, s), v in zip(self.shapes.items(), parts, strict=True)}
+        return shares.values(total)
 
-    def moved(self, weights: Mapping[str, np.ndarray], gradient: Weights, round: int) -> Weights:
-        """``weights`` after one step of ``round``; what is not trained stays as it is."""
+    def moved(
+        self, weights: Mapping[str, np.ndarray], total: np.ndarray, examples: float, round: int
+    ) -> Weights:
+        """``weights`` after ``round``, whose noisy sum is ``total``; the rest stays as it is."""
+        count = max(examples, 1.0)
+        name = Promise.of(self.config).statistic_of(round)
+        if name == MEAN:
+            return with_mean(weights, total, count)
+        if name == SECOND_MOMENT:
+            return with_whitening(weights, total, count)
+        return self._stepped(weights, total / (self.config.sampling_rate * count), round)
+
+    def _stepped(
+        self, weights: Mapping[str, np.ndarray], gradient: np.ndarray, round: int
+    ) -> Weights:
         rate = self.config.learning_rate_of(round)
         steps = int(self.memory.get("steps", np.zeros(1))[0]) + 1
         self.memory["steps"] = np.array([float(steps)])
         after = dict(weights)
-        for name, g in gradient.items():
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
+        for (name, shape), part in zip(
+            self.shapes.items(), np.split(gradient, ends[:-1]), strict=True
+        ):
+            g = part.reshape(shape)
             direction = self._adam(name, g, steps) if self._is_adam else self._sgd(name, g)
             value = weights[name].astype(np.float64) - rate * direction
             after[name] = value.astype(weights[name].dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.config.key import Key
+from common.config.recipes import RECIPES
 from common.schedule import SCHEDULES
 
 MEDMNIST_2D = (
@@ -14,6 +15,9 @@ MEDMNIST_2D = (
 DATASETS = (*MEDMNIST_2D, "npz", "folder", "synthetic", "hospitals")
 
 KEYS: tuple[Key, ...] = (
+    Key(name="recipe", default="", choices=("", *RECIPES),
+        meaning="a named preset (common/config/recipes.toml): its values stand wherever a key is "
+        "at its default"),
     Key(name="mode", default="fedavg", choices=("fedavg", "vectors"),
         meaning="fedavg: synchronous rounds; vectors: task vectors, whenever a hospital has one"),
     Key(name="dataset", default="bloodmnist", choices=DATASETS,
@@ -61,7 +65,7 @@ KEYS: tuple[Key, ...] = (
         "(the paper: 3)"),
     Key(name="batch-size", default=0, low=0, high=65_536,
         meaning="images a step; under DP the expected size of a Poisson batch; 0: 8, under DP 32"),
-    Key(name="learning-rate", default=0.0, low=0.0, high=10.0,
+    Key(name="learning-rate", default=0.0, low=0.0, high=1000.0,
         meaning="of the hospital's optimizer; 0: 0.0003, under DP 0.001 (the paper's)"),
     Key(name="learning-rate-schedule", default="late-cosine",
         choices=SCHEDULES,
@@ -72,12 +76,27 @@ KEYS: tuple[Key, ...] = (
         "lasts (sgd: momentum 0.9)"),
     Key(name="server-momentum", default=0.0, low=0.0, high=1.0, high_open=True,
         meaning="share of the last round's step that is taken again (FedAvgM); free of privacy"),
-    Key(name="model", default="dpresnet", choices=("dpresnet", "resnet9"),
-        meaning="dpresnet: group norm, the paper's; resnet9: batch norm and max pooling, for "
-        "comparison, refused under DP"),
+    Key(name="model", default="dpresnet",
+        choices=("dpresnet", "resnet9", "resnet9-gn", "resnet18", "prior-head"),
+        meaning="dpresnet: group norm, the paper's; for comparison resnet9 (batch norm and max "
+        "pooling, refused under DP), resnet9-gn and resnet18 (group norm); prior-head: a linear "
+        "head on features that no real image has made (base: a file of `consilium prior`)"),
     Key(name="model-width", default=0.25, low=0.03125, high=4.0,
         meaning="multiplies every layer's channels; 1.0 is the paper's DPResNet (4,802,120 "
         "parameters), 0.25 suits a laptop"),
+    Key(name="residual-norm", default=False,
+        meaning="one more norm after each residual addition (Klause et al. 2022)"),
+    Key(name="weight-standardisation", default=False,
+        meaning="convolutions by filters of mean 0 and variance 1/fan-in (De et al. 2022)"),
+    Key(name="frozen", default="",
+        meaning="prefixes of parameter names that are not trained, separated by commas (stem,"
+        "block1); they stay as in base"),
+    Key(name="ema", default=0.0, low=0.0, high=1.0, high_open=True,
+        meaning="decay of the exponential moving average of the weights over the rounds, which is "
+        "the run's model then; 0: the last weights are; free of privacy"),
+    Key(name="test-views", default="single", choices=("single", "dihedral"),
+        meaning="dihedral: central test figures of each image's mean prediction over its eight "
+        "flips and quarter turns"),
     Key(name="privacy", default="local", choices=("none", "local", "distributed"),
         meaning="none; local: each hospital's own noise suffices; distributed: each adds a share, "
         "and the noise of the sum suffices (server-step rounds under secure aggregation; less "
@@ -89,6 +108,9 @@ KEYS: tuple[Key, ...] = (
     Key(name="sampling-rate", default=0.0, low=0.0, high=1.0,
         meaning="server-step: each privacy unit is in a round's batch with this probability, the "
         "same at all hospitals; 0: 0.2"),
+    Key(name="whitening", default=False,
+        meaning="model=prior-head: the first two rounds release the mean and the second moment of "
+        "the features, within ε, and every later one trains on whitened features"),
     Key(name="tolerated-colluders", default=1, low=0, high=4096,
         meaning="privacy=distributed: so many hospitals may tell the server their shares of the "
         "noise, and ε holds all the same; below min-cohort"),
@@ -103,6 +125,12 @@ KEYS: tuple[Key, ...] = (
         meaning="δ of the whole training; should be below 1 / images of a hospital"),
     Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
         meaning="largest L2 norm of the gradient of one privacy unit"),
+    Key(name="clipping", default="flat", choices=("flat", "automatic"),
+        meaning="flat: longer gradients are scaled down to clipping-norm; automatic: all are "
+        "scaled to nearly it (Bu et al. 2022), so that it need not be tuned"),
+    Key(name="augmentation-multiplicity", default=1, low=1, high=64,
+        meaning="under DP: flipped, turned and shifted views of each image, whose gradients are "
+        "averaged before clipping (De et al. 2022); costs time, no privacy"),
     Key(name="secagg", default=True,
         meaning="secure aggregation: the server sees only sums over the hospitals; mode=vectors "
         "needs false, said aloud"),

@@ -61,6 +61,58 @@ def _precise(c: RunConfig) -> None:
         )
 
 
+def _recipe_parts(c: RunConfig) -> None:
+    if c.frozen and not c.base:
+        raise ConfigError(
+            "'frozen' keeps parts of the model as they are, and 'base' is empty: they would stay "
+            "random",
+            "set base to a trained model, or leave frozen out",
+        )
+    if c.mode == "vectors" and (c.ema or c.frozen):
+        raise ConfigError(
+            "'ema' and 'frozen' are for synchronous rounds, and mode is 'vectors'",
+            "leave them out, or set mode=fedavg",
+        )
+    private_only = c.augmentation_multiplicity > 1 or c.clipping != "flat"
+    if c.privacy == "none" and private_only:
+        raise ConfigError(
+            "'augmentation-multiplicity' and 'clipping' are of private training, and privacy is "
+            "'none'",
+            "leave them out, or set privacy=local or distributed",
+        )
+    if c.model == "prior-head" and (
+        c.augmentation_multiplicity > 1 or c.residual_norm or c.weight_standardisation or c.frozen
+    ):
+        raise ConfigError(
+            "model 'prior-head' trains a linear head alone: views, norms and frozen parts are of "
+            "networks",
+            "leave augmentation-multiplicity, residual-norm, weight-standardisation and frozen out",
+        )
+
+
+def _prior(c: RunConfig) -> None:
+    if c.whitening and not (c.model == "prior-head" and c.server_step):
+        raise ConfigError(
+            "'whitening' is for features of a prior in rounds of server steps",
+            "set model=prior-head and server-step=true (or privacy=distributed), or leave it out",
+        )
+    if c.whitening and c.rounds < 3:
+        raise ConfigError(
+            f"whitening takes the first two rounds, and there are {c.rounds}",
+            "set rounds to 3 or more",
+        )
+    if c.model == "prior-head" and not c.base and not c.allow_random_base:
+        raise ConfigError(
+            "model 'prior-head' is a head on a prior, and 'base' names none",
+            "make one with `consilium prior`, and set base to its file",
+        )
+    if c.model == "prior-head" and not c.server_step:
+        raise ConfigError(
+            "model 'prior-head' trains in rounds of server steps",
+            "set server-step=true, or privacy=distributed",
+        )
+
+
 def _server_step(c: RunConfig) -> None:
     if c.sampling_rate and not c.server_step:
         raise ConfigError(
@@ -200,6 +252,6 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _own_pictures, _norm_allows_dp, _precise, _server_step, _vectors, _judged,
-    _simulated_only, _threshold, _cohort, _epsilon_useful,
+    _needs_path, _own_pictures, _norm_allows_dp, _precise, _server_step, _recipe_parts, _prior,
+    _vectors, _judged, _simulated_only, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip

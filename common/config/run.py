@@ -9,6 +9,7 @@ from typing import Any
 
 from common.config.key import Value
 from common.config.keys import BY_NAME, KEYS
+from common.config.recipes import RECIPES
 from common.config.rules import RULES
 from common.errors import ConfigError
 from common.schedule import learning_rate_factor
@@ -18,6 +19,7 @@ from common.schedule import learning_rate_factor
 class RunConfig:
     """A run's configuration, checked. One attribute for each key, dashes as underscores."""
 
+    recipe: str
     mode: str
     dataset: str
     data_path: str
@@ -44,14 +46,22 @@ class RunConfig:
     server_momentum: float
     model: str
     model_width: float
+    residual_norm: bool
+    weight_standardisation: bool
+    frozen: str
+    ema: float
+    test_views: str
     privacy: str
     server_step: bool
     sampling_rate: float
+    whitening: bool
     tolerated_colluders: int
     privacy_unit: str
     epsilon: float
     delta: float
     clipping_norm: float
+    clipping: str
+    augmentation_multiplicity: int
     secagg: bool
     num_shares: int
     reconstruction_threshold: int
@@ -83,7 +93,9 @@ class RunConfig:
     def parse(cls, values: Mapping[str, Any]) -> RunConfig:
         """Check ``values`` (key → value; missing keys take their default) and freeze them.
 
-        Where 0 stands for a choice by privacy mode, the result holds the choice.
+        Where 0 stands for a choice by privacy mode, the result holds the choice. A recipe's values
+        stand wherever ``values`` has none, or a key's default: a server's run config always holds
+        every key.
 
         Raises :class:`~common.errors.ConfigError` for the first key that is unknown, of the
         wrong type or out of range, then for impossible combinations.
@@ -96,6 +108,7 @@ class RunConfig:
                 f"unknown run-config key '{unknown[0]}'",
                 f"{hint}`consilium config` lists every key",
             )
+        values = _with_recipe(values)
         checked: dict[str, Any] = {
             key.attribute: key.check(values.get(key.name, key.default)) for key in KEYS
         }
@@ -119,6 +132,11 @@ class RunConfig:
         return self.learning_rate * learning_rate_factor(self.learning_rate_schedule, done)
 
     @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """The prefixes in ``frozen``."""
+        return tuple(part.strip() for part in self.frozen.split(",")) if self.frozen else ()
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The names in ``classes``."""
         return tuple(name.strip() for name in self.classes.split(",")) if self.classes else ()
@@ -126,6 +144,15 @@ class RunConfig:
     def as_dict(self) -> dict[str, Value]:
         """Key → value with the run-config names (dashes), in the table's order."""
         return {key.name: getattr(self, key.attribute) for key in KEYS}
+
+
+def _with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    name = BY_NAME["recipe"].check(values.get("recipe", ""))
+    chosen = RECIPES[str(name)] if name else {}
+    at_default = {k for k, v in values.items() if v == BY_NAME[k].default}
+    return {k: v for k, v in values.items() if k not in chosen or k not in at_default} | {
+        k: v for k, v in chosen.items() if k not in values or k in at_default
+    }
 
 
 assert {k.attribute for k in KEYS} == {f.name for f in fields(RunConfig)}

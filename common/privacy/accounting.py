@@ -166,11 +166,19 @@ def _pld(key: _Key, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    beside: tuple[Event, ...] = (),
+) -> float:
     """The smallest noise multiplier (to 0.1 %) whose ``steps`` steps cost at most ``epsilon``.
 
     Both accountants' figures are at most ``epsilon`` for what is returned: the promise is for
-    the whole training, so ``steps`` counts every step of every round.
+    the whole training, so ``steps`` counts every step of every round. ``beside``: what else the
+    same images are used for within ``epsilon``, its noise fixed already.
 
     Raises :class:`~common.errors.PrivacyError` if no noise multiplier up to 10,000 suffices.
     """
@@ -180,8 +188,10 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
             "use ε > 0, 0 < δ < 1, 0 < q ≤ 1 and at least one step",
         )
 
+    others = tuple((e.noise_multiplier, e.sampling_rate, e.steps) for e in beside)
+
     def by(accountant: Callable[[_Key, float], float]) -> Callable[[float], float]:
-        return lambda sigma: accountant(((sigma, sampling_rate, steps),), delta)
+        return lambda sigma: accountant(((sigma, sampling_rate, steps), *others), delta)
 
     # RDP takes no time and is above the truth, PLD is quick and close to it, PRV is slow where ε
     # is large: each narrows the range for the next.
@@ -197,7 +207,7 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
     low, high = _narrow(by(_pld), epsilon, low, high, within=_WITHIN)
 
     def both(sigma: float) -> float:
-        return epsilon_of([Event(sigma, sampling_rate, steps)], delta).value
+        return epsilon_of([Event(sigma, sampling_rate, steps), *beside], delta).value
 
     for _ in range(40):
         if both(high) <= epsilon:

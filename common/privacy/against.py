@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.privacy.accounting import Event, epsilon_of
-from common.privacy.plan import COUNT_EPSILON, Promise, shares_of, step_noise
+from common.privacy.plan import COUNT_EPSILON, Promise, shares_of, statistic_noise, step_noise
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ def against(promise: Promise) -> Against:
 
     Without shared noise the three are one. Where ε is beyond 100 it is RDP's bound.
     """
-    shares = shares_of(promise, step_noise(promise), 1)
+    sigma = step_noise(promise)
+    shares = shares_of(promise, sigma, 1)
 
     def epsilon(noise_multiplier: float) -> float:
-        event = Event(noise_multiplier, promise.sampling_rate, promise.steps)
-        return epsilon_of([event], promise.delta, pure=COUNT_EPSILON).value
+        share = noise_multiplier / sigma
+        events = [Event(noise_multiplier, promise.sampling_rate, promise.steps)]
+        events += [Event(share * statistic_noise(promise, n), 1.0, 1) for n in promise.statistics]
+        return epsilon_of(events, promise.delta, pure=COUNT_EPSILON).value
 
     return Against(
         outside=epsilon(shares.in_sum(promise.min_cohort)),

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.model import set_weights
-from common.privacy.engine import PoissonBatches, images_at_once, make_private
+from common.privacy.batches import PoissonBatches
+from common.privacy.clipping import FLAT
+from common.privacy.engine import images_at_once, make_private
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
 
@@ -30,12 +32,16 @@ def clipped_sum(
     random: SecureRandom,
     units: Tensor | None = None,
     criterion: Criterion = F.cross_entropy,
+    views: int = 1,
+    clipping: str = FLAT,
 ) -> Tensor:
-    """Σ min(1, C / ‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
+    """Σ f(‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
 
-    g_u is the gradient of the *sum* of the unit's losses at ``start``; coordinates are those of
-    ``model.parameters()`` that are trained, in their order. ``units`` as in
-    :func:`common.training.train`. A unit whose gradient is not finite counts as none. Raises
+    g_u is the gradient of the *sum* of the unit's losses at ``start``, f the factor of the
+    ``clipping`` rule (:mod:`common.privacy.clipping`), by default min(1, C / ‖g_u‖); coordinates
+    are those of ``model.parameters()`` that are trained, in their order. With ``views`` K > 1 an
+    image's loss is the mean over K random views of it (:mod:`common.privacy.views`). ``units`` as
+    in :func:`common.training.train`. A unit whose gradient is not finite counts as none. Raises
     PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`).
     """
     set_weights(model, start)
@@ -46,12 +52,12 @@ def clipped_sum(
     check_criterion(criterion, num_classes)
     batches = PoissonBatches(
         images, labels, sampling_rate=sampling_rate, steps=1, expected_batch_size=1.0,
-        random=random, units=units, most_images=images_at_once(model),
+        random=random, units=units, most_images=images_at_once(model), views=views,
     )  # fmt: skip
     # Noise and step of this optimizer are never used: only what it clips and sums.
     wrapped, optimizer, _ = make_private(
         model, torch.optim.SGD(model.parameters(), lr=1.0), batches,
-        noise_multiplier=1.0, clipping_norm=clipping_norm,
+        noise_multiplier=1.0, clipping_norm=clipping_norm, clipping=clipping,
     )  # fmt: skip
     watch = ContiguityWatch(model)
     try:

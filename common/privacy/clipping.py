@@ -1,8 +1,14 @@
 """Clipping the gradients of privacy units and summing them, with rounding that is accounted for.
 
-A unit (an image, or a patient with all images in the batch) adds g · min(1, C / ‖g‖) to the
-sum, where g is the *sum* of its images' gradients: however many images there are, the sum moves
-by at most C when the unit goes (Abadi et al. 2016, §3.1, with a unit for an example).
+A unit (an image, or a patient with all images in the batch) adds g · f to the sum, where g is the
+*sum* of its images' gradients and the factor f is, by the clipping rule,
+
+* ``flat``: min(1, C / ‖g‖) (Abadi et al. 2016, §3.1, with a unit for an example);
+* ``automatic``: C / (‖g‖ + γ), γ = 0.01 (Bu et al., *Automatic Clipping: Differentially Private
+  Deep Learning Made Easier and Stronger*, 2022, AUTO-S). Every gradient is scaled to nearly C, so
+  C only scales the sum, and with it the learning rate: there is none to tune.
+
+However many images there are, and by either rule, the sum moves by at most C when the unit goes.
 
 In plain float32 a norm over five million coordinates comes out 1e-4 too small, and what is
 clipped by it exceeds C by as much; a float32 sum of B gradients moves by up to B²·2^−23·C of
@@ -18,12 +24,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.errors import PrivacyError
 from common.privacy.threads import one_thread
+
+FLAT, AUTOMATIC = CLIPPINGS = ("flat", "automatic")
+"""The clipping rules."""
+
+STABILITY = 0.01
+"""γ of automatic clipping."""
 
 _MARGIN = 1.0 - 2.0**-16
 _PIECE = 256
 _CELLS = 1 << 16
 """Float64 numbers converted at once: ½ MB, which stays in a core's cache."""
+
+
+def check_clipping(clipping: str) -> None:
+    """PrivacyError unless ``clipping`` is one of :data:`CLIPPINGS`."""
+    if clipping not in CLIPPINGS:
+        raise PrivacyError(
+            f"clipping '{clipping}' is not accounted for", f"use one of: {', '.join(CLIPPINGS)}"
+        )
 
 
 def unit_sums(gradient: Tensor, units: Tensor) -> Tensor:
@@ -37,19 +58,29 @@ def unit_sums(gradient: Tensor, units: Tensor) -> Tensor:
     return gradient.new_zeros((count, *gradient.shape[1:])).index_add_(0, units, gradient)
 
 
-def add_clipped(sums: Sequence[Tensor], gradients: Sequence[Tensor], clipping_norm: float) -> None:
+def add_clipped(
+    sums: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    clipping_norm: float,
+    clipping: str = FLAT,
+) -> None:
     """Add every unit's clipped gradient to ``sums``, in place.
 
     ``gradients`` holds for each parameter the units' gradients, (units, *shape) float32;
     ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A unit whose gradient is
     not finite adds nothing, like one that was not sampled. An error instead would tell, without
     noise, that there is such a unit: a server can craft a model that overflows on one image.
+    Raises PrivacyError for a rule that is none of :data:`CLIPPINGS`.
     """
+    check_clipping(clipping)
     if len(gradients[0]) == 0:
         return
     rows = [g.reshape(len(g), -1) for g in gradients]
     norms = torch.stack([_square_norms(r) for r in rows]).sum(0).sqrt_()
-    factors = (clipping_norm * _MARGIN / norms).clamp_(max=1.0)
+    if clipping == AUTOMATIC:
+        factors = clipping_norm * _MARGIN / (norms + STABILITY)
+    else:
+        factors = (clipping_norm * _MARGIN / norms).clamp_(max=1.0)
     wrong = ~torch.isfinite(norms)
     if bool(wrong.any()):
         factors[wrong] = 0.0

@@ -19,7 +19,8 @@ With ``noise_shares`` above 1 the noise is that of a sum (:mod:`common.privacy.d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from common.config import LEAST_EPSILON, RunConfig
 from common.errors import PrivacyError
@@ -32,6 +33,15 @@ COUNT_EPSILON = 0.1
 
 SPARE_ROUNDS = 3
 """Rounds of one step that may be asked once more: after a server's death, or a lost exchange."""
+
+MEAN, SECOND_MOMENT = STATISTICS = ("feature-mean", "feature-second-moment")
+"""What a run that whitens features releases of them before its first step, one a round."""
+
+_STATISTICS_NOISE = {MEAN: 30.0, SECOND_MOMENT: 3.0}
+_LOCAL_STATISTICS_NOISE = {MEAN: 30.0, SECOND_MOMENT: 6.0}
+"""Their noise, in multiples of that of a single release that would cost the whole ε. Where noise is
+shared, a ninth of what a plan may spend (in 1/σ²) goes to the second moment; with local noise,
+which a matrix bears less of, a thirty-sixth. Chosen on validation images (benchmarks/README.md)."""
 
 TRAIN, VAL = PARTS = ("train", "val")
 
@@ -53,12 +63,15 @@ class Promise:
     """Hospitals whose noise is in any sum that is opened; 1: each adds enough by itself."""
     colluders: int = 0
     """Of them, how many shares of the noise may be known to who looks."""
+    whitening: bool = False
+    """Whether the first rounds release the features' mean and second moment."""
 
     def __post_init__(self) -> None:
         if not (
             0 <= self.sampling_rate <= 1
             and 0 <= self.colluders < self.min_cohort
-            and (self.sampling_rate > 0 or self.min_cohort == 1)
+            and (self.sampling_rate > 0 or (self.min_cohort == 1 and not self.whitening))
+            and self.rounds > len(self.statistics)
             and self.epsilon > 0
             and 0 < self.delta < 1
             and self.clipping_norm > 0
@@ -82,6 +95,7 @@ class Promise:
             sampling_rate=config.sampling_rate,
             min_cohort=config.min_cohort if shared else 1,
             colluders=config.tolerated_colluders if shared else 0,
+            whitening=config.whitening,
         )
 
     @property
@@ -90,9 +104,18 @@ class Promise:
         return self.sampling_rate > 0
 
     @property
+    def statistics(self) -> tuple[str, ...]:
+        """What is released once, in the first rounds, in this order."""
+        return STATISTICS if self.whitening else ()
+
+    def statistic_of(self, round: int) -> str | None:
+        """What ``round`` (1 …) releases; None: a gradient."""
+        return self.statistics[round - 1] if 1 <= round <= len(self.statistics) else None
+
+    @property
     def steps(self) -> int:
         """Server steps that may be charged in all."""
-        return self.rounds + SPARE_ROUNDS
+        return self.rounds - len(self.statistics) + SPARE_ROUNDS
 
     def check(self, limits: PrivacyLimits) -> None:
         """NotAllowed if the run alone asks for more than ``limits`` allow, or for too little."""
@@ -146,6 +169,8 @@ class RunPlan:
     validations: int
     """How many models' figures may be released; 0: none is."""
     validation_noise_multiplier: float
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    """σ of each statistic of the features, in multiples of its largest norm, 1."""
 
     @classmethod
     def calibrated(
@@ -172,6 +197,7 @@ class RunPlan:
             else _noise(promise, rate, passes * promise.local_epochs * promise.rounds),
             validations=validations,
             validation_noise_multiplier=_noise(promise, 1.0, validations) if validations else 0.0,
+            statistics={name: statistic_noise(promise, name) for name in promise.statistics},
         )
 
     @property
@@ -192,6 +218,12 @@ class RunPlan:
         """The training steps of ``rounds`` rounds."""
         return Event(self.noise_multiplier, self.sampling_rate, rounds * self.steps_per_round)
 
+    def statistic(self, name: str) -> Event | None:
+        """The one release of a statistic of the features; None if the plan has none."""
+        if name not in self.statistics:
+            return None
+        return Event(self.statistics[name], 1.0, 1)
+
     def validation(self, models: int) -> Event | None:
         """The validation figures of ``models`` models; None if none are ever released."""
         if not self.validations:
@@ -201,22 +233,34 @@ class RunPlan:
 
 def step_noise(promise: Promise) -> float:
     """σ of one server step, in clipping norms of the sum: it follows from the run config alone."""
-    return _noise(promise, promise.sampling_rate, promise.steps)
+    beside = tuple(Event(statistic_noise(promise, n), 1.0, 1) for n in promise.statistics)
+    return _noise(promise, promise.sampling_rate, promise.steps, beside)
 
 
-def shares_of(promise: Promise, noise_multiplier: float, dimension: int) -> NoiseShares:
-    """How a hospital makes its part of a server step's noise over ``dimension`` coordinates."""
+def statistic_noise(promise: Promise, name: str) -> float:
+    """σ of a statistic of the features, whose largest norm is 1; from the run config alone."""
+    noise = _STATISTICS_NOISE if promise.min_cohort > 1 else _LOCAL_STATISTICS_NOISE
+    return noise[name] * _noise(promise, 1.0, 1)
+
+
+def shares_of(
+    promise: Promise, noise_multiplier: float, dimension: int, *, clipping_norm: float | None = None
+) -> NoiseShares:
+    """How a hospital makes its part of a sum's noise over ``dimension`` coordinates.
+
+    ``clipping_norm``: of a sum other than the gradients'.
+    """
     return NoiseShares(
         noise_multiplier=noise_multiplier,
-        clipping_norm=promise.clipping_norm,
+        clipping_norm=promise.clipping_norm if clipping_norm is None else clipping_norm,
         dimension=dimension,
         fewest=promise.min_cohort,
         known=promise.colluders,
     )
 
 
-def _noise(promise: Promise, rate: float, steps: int) -> float:
+def _noise(promise: Promise, rate: float, steps: int, beside: tuple[Event, ...] = ()) -> float:
     return calibrate(
         epsilon=promise.epsilon - COUNT_EPSILON, delta=promise.delta, sampling_rate=rate,
-        steps=steps,
+        steps=steps, beside=beside,
     )  # fmt: skip

@@ -38,11 +38,11 @@ class CodeError(ConsiliumError):
 
 
 def installed() -> dict[str, bytes]:
-    """SHA-256 of each Python file that may run here, by its path in an archive."""
+    """SHA-256 of each file that decides what runs here, by its path in an archive."""
     found = {}
     for package in PACKAGES:
         root = Path(str(package.__file__)).parent
-        for path in root.rglob("*.py"):
+        for path in (p for p in root.rglob("*") if p.suffix in (".py", ".toml")):
             name = PurePosixPath(package.__name__, *path.relative_to(root).parts)
             found[str(name)] = hashlib.sha256(path.read_bytes()).digest()
     return found

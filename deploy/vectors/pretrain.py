@@ -45,10 +45,7 @@ def pretrain(
     config = RunConfig.parse({**values, "privacy": "none", "mode": "fedavg"})
     dataset = _public(config)
     images, held_out = public_split(dataset.val)
-    spec = ModelSpec(
-        model=config.model, width=config.model_width, num_classes=dataset.num_classes,
-        channels=dataset.channels,
-    )  # fmt: skip
+    spec = ModelSpec.of(config, num_classes=dataset.num_classes, channels=dataset.channels)
     judge = Judge(spec, held_out, threads=config.threads)
     weights = get_weights(build(spec, seed=config.seed))
     say(f"{len(images)} public images ({dataset.source}), {len(held_out)} held out to judge by")

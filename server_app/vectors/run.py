@@ -24,13 +24,15 @@ from server_app.registry import Registry
 from server_app.report import write_report
 from server_app.run_store import RunStore, versions
 from server_app.setting import Setting
+from server_app.vectors.acceptance import limits_of
 from server_app.vectors.ensemble import FOLDER, forget_ensemble, write_ensemble
 from server_app.vectors.federated import FederatedJudge, check_cohort
 from server_app.vectors.keys import Keys
 from server_app.vectors.post import Post
 from server_app.vectors.public import Judge, judging_images
-from server_app.vectors.record import Journal, by_hospital, influence_rows, summary_table
-from server_app.vectors.strategy import Vectors, limits_of
+from server_app.vectors.record import Journal, influence_rows
+from server_app.vectors.strategy import Vectors
+from server_app.vectors.summary import by_hospital, summary_table
 
 GREETING = 10.0
 """Seconds that a real node has to tell its name before the loop goes on without it.
@@ -60,10 +62,7 @@ class VectorsRun:
         setting = Setting.of(config, len(list(grid.get_node_ids())), roster)
         _check_reachable(config, setting.hospitals)
         check_cohort(config, setting.hospitals)
-        spec = ModelSpec(
-            model=config.model, width=config.model_width,
-            num_classes=len(setting.class_names), channels=setting.channels,
-        )  # fmt: skip
+        spec = ModelSpec.of(config, num_classes=len(setting.class_names), channels=setting.channels)
         base = None if config.resume else first_base(config, spec)
         images = judging_images(config)
         store, earlier = _open_store(config)

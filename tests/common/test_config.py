@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import BY_NAME, KEYS, RunConfig, markdown_table, toml_table
+from common.config.recipes import RECIPES
 from common.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -66,7 +67,9 @@ def test_readme_holds_the_same_table() -> None:
         ),
         ({"merge-rule": "median"}, ["median", "ties"]),
         ({"simulated-delay": 1.0, "dataset": "hospitals", "classes": "a,b"}, ["simulated"]),
-        ({"privacy": "distributed", "tolerated-colluders": 4}, ["tolerated-colluders", "min-cohort"]),
+        ({"privacy": "distributed", "tolerated-colluders": 4}, ["min-cohort"]),
+        ({"model": "prior-head", "privacy": "distributed"}, ["base", "consilium prior"]),
+        ({"whitening": True}, ["whitening", "prior-head"]),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(values: dict[str, object], names: list[str]) -> None:
@@ -115,3 +118,15 @@ def test_anything_at_all_is_either_valid_or_a_config_error(values: dict[str, obj
     except ConfigError:
         return
     assert RunConfig.parse(config.as_dict()) == config
+
+
+def test_a_recipes_values_stand_where_a_key_is_at_its_default() -> None:
+    everything = {key.name: key.default for key in KEYS}  # as a server's run config always has
+    config = RunConfig.parse({**everything, "recipe": "paper", "rounds": 7})
+    assert (config.rounds, config.local_epochs, config.model_width) == (7, 3, 1.0)
+    assert RunConfig.parse({"recipe": "paper"}).rounds == 50
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_valid_configuration(name: str) -> None:
+    assert RunConfig.parse({"recipe": name, "base": "given"}).recipe == name

@@ -1,4 +1,4 @@
-"""DPResNet is the published network, layer by layer."""
+"""DPResNet is the published network, layer by layer; the others are what they say."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ModelError
+from common.errors import ModelError, PrivacyError
 from common.model import (
-    DPResNet,
     ModelSpec,
     build,
     check_weights,
+    freeze,
     get_weights,
     set_weights,
+    trainable_names,
     weights_digest,
 )
+from common.networks import DPResNet, ResNet18, StandardisedConv2d
+from common.privacy.guard import check_model
+
+NETWORKS = ("dpresnet", "resnet9", "resnet9-gn", "resnet18")
+"""The convolutional networks of :mod:`common.networks`."""
 
 # (in, out, stride) of each 3×3 convolution, in order; arXiv 2412.00687.
 PUBLISHED_CONVOLUTIONS = [
@@ -59,10 +65,132 @@ def test_only_the_first_block_adds_its_input() -> None:
 
 
 @pytest.mark.parametrize("width", [0.03125, 0.125, 0.25, 0.5, 1.5])
-@pytest.mark.parametrize("model", ["dpresnet", "resnet9"])
+@pytest.mark.parametrize("model", NETWORKS)
 def test_any_width_classes_and_channels_give_logits(model: str, width: float) -> None:
     net = build(ModelSpec(model=model, width=width, num_classes=5, channels=1))
     assert net(torch.randn(3, 1, 28, 28)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_the_options_give_logits_at_any_width_and_nothing_works_in_place(model: str) -> None:
+    for width in (0.03125, 0.25):
+        spec = ModelSpec(model=model, width=width, num_classes=5, channels=1, residual_norm=True,
+                         weight_standardisation=True)  # fmt: skip
+        net = build(spec, seed=0)
+        assert net(torch.randn(3, 1, 28, 28)).shape == (3, 5)
+        assert not any(getattr(m, "inplace", False) for m in net.modules())
+        if model == "resnet9":
+            with pytest.raises(PrivacyError, match="mixes the images"):
+                check_model(net)
+        else:
+            check_model(net)
+
+
+def test_resnet18_has_the_usual_number_of_parameters_and_keeps_small_pictures_large() -> None:
+    # So has the usual one for 32×32 pictures and 10 classes, with batch norm's two a channel.
+    assert sum(p.numel() for p in ResNet18(num_classes=10).parameters()) == 11_173_962
+    net = ResNet18(width=0.0625)
+    seen: list[int] = []
+    for layer in (net.conv1, net.layer1, net.layer2, net.layer3, net.layer4):
+        layer.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[2]))
+    net(torch.randn(2, 3, 28, 28))
+    assert seen == [28, 28, 14, 7, 4]
+    assert not any(isinstance(m, nn.MaxPool2d) for m in net.modules())
+
+
+def test_resnet9_with_group_norm_is_resnet9_but_for_the_norms() -> None:
+    batch, group = (build(ModelSpec(model=m, width=0.5)) for m in ("resnet9", "resnet9-gn"))
+    assert [(n, p.shape) for n, p in batch.named_parameters()] == [
+        (n, p.shape) for n, p in group.named_parameters()
+    ]
+    norms = [type(m) for m in group.modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d)]
+    assert norms == [nn.GroupNorm] * 8
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_residual_norms_come_after_each_addition_and_change_no_other_weight(model: str) -> None:
+    plain = build(ModelSpec(model=model, width=0.125), seed=3)
+    normed = build(ModelSpec(model=model, width=0.125, residual_norm=True), seed=3)
+    old, new = get_weights(plain), get_weights(normed)
+    assert all(np.array_equal(old[name], new[name]) for name in old)
+    added = {name.rsplit(".", 1)[0] for name in set(new) - set(old)}
+    assert len(added) == {"dpresnet": 1, "resnet18": 8}.get(model, 2)
+    outputs: list[torch.Tensor] = []
+    for name in added:
+        normed.get_submodule(name).register_forward_hook(
+            lambda _m, _i, y: outputs.append(y.detach())
+        )
+    normed.train()
+    normed(5.0 * torch.randn(4, 3, 28, 28))
+    assert len(outputs) == len(added)
+    for y in outputs:  # normalised: so it was the last thing that was done to the sum
+        assert float(y.mean()) == pytest.approx(0.0, abs=1e-4)
+        assert float(y.var()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_weight_standardisation_is_of_every_convolution_and_changes_no_initial_weight(
+    model: str,
+) -> None:
+    plain = build(ModelSpec(model=model, width=0.125), seed=3)
+    net = build(ModelSpec(model=model, width=0.125, weight_standardisation=True), seed=3)
+    assert weights_digest(get_weights(plain)) == weights_digest(get_weights(net))
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) >= 8
+    assert all(type(m) is StandardisedConv2d for m in convolutions)
+    # The size and the mean of a filter are nothing to it.
+    x = torch.randn(2, 3, 28, 28)
+    net.eval()
+    before = net(x)
+    with torch.no_grad():
+        for m in convolutions:
+            m.weight.mul_(3.0).add_(0.1)
+    torch.testing.assert_close(net(x), before, rtol=1e-3, atol=1e-3)
+
+
+def test_digests_of_specifications_without_the_options_are_as_they_always_were() -> None:
+    """Published bases and kept runs name them."""
+    assert ModelSpec().digest().hex() == (
+        "6f9279a1f378742c45de86a2abfbd5aeca173054c8188a1465b979fd08473072"
+    )
+    assert ModelSpec(model="resnet9", width=0.25, num_classes=5, channels=1).digest().hex() == (
+        "2a595dfc97561910e221d095adac8bb9d8cb199e686038dfa45eac5a4651219c"
+    )
+    digests = {
+        ModelSpec(residual_norm=a, weight_standardisation=b).digest()
+        for a in (False, True) for b in (False, True)
+    }  # fmt: skip
+    assert len(digests) == 4
+
+
+def test_freezing_takes_what_starts_with_a_prefix_and_names_what_is_left() -> None:
+    net = build(ModelSpec(width=0.0625))
+    everything = trainable_names(net)
+    assert everything == tuple(name for name, _ in net.named_parameters())
+    freeze(net, ())
+    assert trainable_names(net) == everything
+    freeze(net, ["stem.", "block1.body.0"])
+    left = trainable_names(net)
+    assert left == tuple(
+        n for n in everything if not n.startswith("stem.") and n != "block1.body.0.weight"
+    )
+    freeze(net, ["block"])
+    assert trainable_names(net) == ("head.weight", "head.bias")
+
+
+def test_freezing_nothing_that_there_is_or_all_is_refused_and_changes_nothing() -> None:
+    net = build(ModelSpec(width=0.0625))
+    everything = trainable_names(net)
+    with pytest.raises(ModelError, match=r"'body'.*\n.*stem"):
+        freeze(net, ["stem", "body"])
+    for all_of_it in ([""], ["stem", "block", "head"]):
+        with pytest.raises(ModelError, match="every parameter"):
+            freeze(net, all_of_it)
+    assert trainable_names(net) == everything
+    freeze(net, ["stem", "block"])
+    with pytest.raises(ModelError, match="every parameter"):
+        freeze(net, ["head"])
+    assert trainable_names(net) == ("head.weight", "head.bias")
 
 
 def test_an_image_is_classified_alike_alone_and_in_a_batch() -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import PrivacyError
+from common.errors import ModelError, PrivacyError
 from common.model import ModelSpec, build, get_weights, set_weights, weights_digest
 from common.privacy.engine import PoissonBatches, make_private
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
+from common.privacy.views import dihedral
 from common.schedule import SCHEDULES, learning_rate_factor
 from common.training import (
     PrivateStep,
@@ -284,12 +285,14 @@ def test_empty_batches_train_to_the_end(images: torch.Tensor, labels: torch.Tens
         {"sampling_rate": 1.01},
         {"steps": 0},
         {"expected_batch_size": float("nan")},
+        {"views": 0},
+        {"clipping": "adaptive"},
     ],
 )
-def test_a_step_that_cannot_be_accounted_for_is_refused(bad: dict[str, float]) -> None:
+def test_a_step_that_cannot_be_accounted_for_is_refused(bad: dict[str, object]) -> None:
     good = private(1.0).privacy
     with pytest.raises(PrivacyError, match="no private training"):
-        PrivateStep(**{**good.__dict__, **bad})
+        PrivateStep(**{**good.__dict__, **bad})  # type: ignore[union-attr]
 
 
 def test_the_model_is_plain_again_after_private_training(
@@ -307,6 +310,26 @@ def test_divergence_is_an_error_not_a_result(images: torch.Tensor, labels: torch
     settings = TrainSettings(**{**PLAIN.__dict__, "learning_rate": 1e30, "optimizer": "sgd"})
     with pytest.raises(TrainingError, match="learning rate"):
         train(build(SPEC), start, images, labels, settings, seed=0)
+
+
+def test_dihedral_answers_do_not_depend_on_how_a_picture_lies(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model, weights = build(SPEC), get_weights(build(SPEC, seed=0))
+    views = list(dihedral(images))
+    single = [evaluate(model, weights, x, labels) for x in views]
+    averaged = [evaluate(model, weights, x, labels, views="dihedral", batch_size=7) for x in views]
+    mean = np.mean([s.probabilities for s in single], axis=0)
+    assert max(np.abs(s.probabilities - single[0].probabilities).max() for s in single) > 1e-3
+    for found in averaged:
+        np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+        assert found.loss_sum == pytest.approx(-np.log(mean[range(48), labels]).sum(), rel=1e-5)
+        assert found.correct == (found.probabilities.argmax(1) == labels.numpy()).sum()
+        assert found.probabilities.dtype == np.float32
+    tall = images[..., :20]  # turned, it is wide
+    assert evaluate(model, weights, tall, labels, views="dihedral").examples == 48
+    with pytest.raises(ModelError, match="'random' views"):
+        evaluate(model, weights, images, labels, views="random")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from server_app.evaluation import figures
+from common.datasets import ImageSet, make_synthetic
+from common.model import ModelSpec, build, get_weights
+from server_app.evaluation import Evaluator, figures
+
+
+def test_with_dihedral_views_figures_do_not_depend_on_how_pictures_lie() -> None:
+    spec = ModelSpec(width=0.0625)
+    data = make_synthetic(96, seed=0)
+    test, weights = data.train, get_weights(build(spec, seed=0))
+    turned = dataclasses.replace(test, images=np.rot90(test.images, axes=(1, 2)).copy())
+
+    def loss(images: ImageSet, views: str) -> float:
+        evaluator = Evaluator(spec, images, data.class_names, views=views)
+        found = evaluator(weights)
+        assert found["examples"] == len(images.labels)
+        return float(found["loss"])
+
+    assert loss(test, "dihedral") == pytest.approx(loss(turned, "dihedral"), rel=1e-6)
+    assert loss(test, "single") != pytest.approx(loss(turned, "single"), rel=1e-6)
 
 
 def test_figures_of_a_small_case_by_hand() -> None:

@@ -1,8 +1,9 @@
-"""Whole runs whose rounds are steps of the server's: shared noise, ledgers, rounds that are lost."""
+"""Whole runs whose rounds are server steps: shared noise, ledgers, rounds that are lost."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,9 @@ def test_a_round_below_the_smallest_cohort_opens_nothing_and_moves_no_weight() -
     assert all(np.array_equal(first[n], last[n]) for n in first)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_run_goes_on_with_the_optimizer_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, optimizer: str
+@pytest.mark.parametrize(("optimizer", "ema"), [("adam", 0.0), ("sgd", 0.5)])
+def test_a_resumed_run_goes_on_with_optimizer_and_average_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str, ema: float
 ) -> None:
     save = RunStore.save_round
 
@@ -115,7 +116,7 @@ def test_a_resumed_run_goes_on_with_the_optimizer_as_it_was(
             raise KeyboardInterrupt
         save(self, record, weights, memory)
 
-    values = {**SHARED, "optimizer": optimizer}
+    values = {**SHARED, "optimizer": optimizer, "ema": ema}
     monkeypatch.setattr(RunStore, "save_round", dies)
     with pytest.raises(KeyboardInterrupt):
         run_in_process(values, num_hospitals=PEOPLE)
@@ -123,6 +124,10 @@ def test_a_resumed_run_goes_on_with_the_optimizer_as_it_was(
     run_in_process({**values, "resume": the_run().name}, num_hospitals=PEOPLE)
     memory = load_file(the_run() / "optimizer-0003.safetensors")
     assert memory["steps"] == 3
+    if ema:
+        assert memory["averaged"] == 3
+        model, latest = load_file(the_run() / "model.safetensors"), memory["latest/head.weight"]
+        assert not np.array_equal(model["head.weight"], latest)
     # Round 2 was drawn twice: its first sum was lost with the server.
     assert [s.rounds for s in states(the_run().name)] == [4] * PEOPLE
     assert json.loads((the_run() / "summary.json").read_text())["epsilon"] <= 6.0
@@ -172,3 +177,38 @@ def test_settings_that_cannot_keep_the_promise_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         RunConfig.parse(SHARED | wrong)
+
+
+PRIOR: dict[str, Any] = {
+    **SHARED, "model": "prior-head", "allow-random-base": True, "whitening": True, "rounds": 4,
+    "sampling-rate": 1.0, "optimizer": "sgd", "learning-rate": 1.0, "clipping-norm": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("privacy", ["distributed", "local"])
+def test_whitening_is_released_first_charged_once_and_part_of_the_model(privacy: str) -> None:
+    values = {**PRIOR, "privacy": privacy, "server-step": True}
+    run_in_process(values, num_hospitals=PEOPLE)
+    for state in states(the_run().name):
+        assert state.statistics == {"feature-mean", "feature-second-moment"}
+        assert state.rounds == 2
+        assert {use.event.steps for use in state.rest() if use.event} == {SPARE_ROUNDS, 0}
+        everything = [
+            state.plan.training(2 + SPARE_ROUNDS),
+            *(Event(sigma, 1.0, 1) for sigma in state.plan.statistics.values()),
+        ]
+        assert 5.8 < epsilon_of(everything, 1e-3).value + 0.1 <= 6.0
+    models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in range(5)]
+    changed = [
+        {n for n in models[0] if not np.array_equal(before[n], after[n])}
+        for before, after in pairwise(models)
+    ]
+    assert changed == [{"mean"}, {"matrix"}, {"head.weight"}, {"head.weight"}]
+    assert json.loads((the_run() / "summary.json").read_text())["epsilon"] <= 6.0
+
+
+def test_a_statistic_that_is_asked_again_is_refused() -> None:
+    again = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=1, times=1)
+    run_in_process({**PRIOR, "rounds": 3}, num_hospitals=PEOPLE, faults=[again])
+    (gone,) = records()[1]["dropped"]
+    assert (gone["hospital"], "privacy-budget" in gone["reason"]) == ("hospital-00", True)

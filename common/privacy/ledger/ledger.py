@@ -43,7 +43,7 @@ from common.privacy.ledger.subjects import (
     remember,
 )
 from common.privacy.limits import BudgetExhausted, NotAllowed, PrivacyLimits
-from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
+from common.privacy.plan import COUNT_EPSILON, STATISTICS, Promise, RunPlan
 
 DEFAULT_ORDER = 4.0
 """Rényi order of a ledger without a plan, in which nothing finite can have been spent."""
@@ -205,13 +205,14 @@ class Ledger:
                 lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
                 self.chain.append(lapse)
 
-    def reserve_round(self, run: str, round: int, model: str) -> Entry:
-        """Reserve the training steps of ``round`` of ``run``, on the model with hash ``model``.
+    def reserve_round(self, run: str, round: int, model: str, mechanism: str = TRAINING) -> Entry:
+        """Reserve what ``round`` of ``run`` makes of the training images, on the model ``model``.
 
-        What was reserved for the same round and model, and not settled, is handed out again.
-        BudgetExhausted when all rounds of the plan are reserved.
+        Its training steps, or a statistic of the features. What was reserved for the same round
+        and model (a hash), and not settled, is handed out again. BudgetExhausted when all that
+        the plan allows is reserved.
         """
-        entry = self._reserve(run, round, model, TRAINING)
+        entry = self._reserve(run, round, model, mechanism)
         if entry is None:
             raise BudgetExhausted(
                 "all rounds of the run's privacy budget are charged; one more would exceed it",
@@ -331,7 +332,7 @@ class Ledger:
         pure = state.plan.count_epsilon if state else 0.0
         so_far = {"": Epsilon(pure, pure)}
         for e in entries:
-            if e.kind == "reserve" and e.mechanism in (TRAINING, VALIDATION):
+            if e.kind == "reserve" and e.mechanism in (TRAINING, VALIDATION, *STATISTICS):
                 so_far[e.part] = Epsilon(**e.notes()["run_so_far"])
         return max(so_far.values(), key=lambda e: e.value)
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.privacy.accounting import Epsilon, Event, epsilon_of
 from common.privacy.ledger.chain import Entry
 from common.privacy.limits import PrivacyLimits
-from common.privacy.plan import TRAIN, VAL, Promise, RunPlan
+from common.privacy.plan import STATISTICS, TRAIN, VAL, Promise, RunPlan
 
 COUNT = "geometric-count"
 """The numbers of images, with two-sided geometric noise: pure ε."""
@@ -54,16 +54,23 @@ class RunState:
     """When it was last admitted, or last reserved anything."""
     limits: Mapping[str, Any]
     """The limits under which the plan was last checked."""
+    statistics: frozenset[str] = frozenset()
+    """Which statistics of the features are reserved so far."""
 
     def rest(self) -> list[Use]:
         """What the plan still allows."""
         rounds = max(0, self.plan.chargeable_rounds - self.rounds)
+        unreleased = [name for name in self.plan.statistics if name not in self.statistics]
         models = max(0, self.plan.validations - self.validations)
         unit = self.plan.promise.unit
         validation = self.plan.validation(models)
         return [
             Use(self.run, self.dataset, TRAIN, unit, self.plan.training(rounds)),
             Use(self.run, self.dataset, VAL, unit, validation),
+            *(
+                Use(self.run, self.dataset, TRAIN, unit, self.plan.statistic(name))
+                for name in unreleased
+            ),
         ]
 
     def holds(self, limits: PrivacyLimits, now: datetime) -> bool:
@@ -97,6 +104,7 @@ def state_of(entries: Sequence[Entry]) -> RunState | None:
         lapsed=any(e.kind == "lapse" and e.seq > latest.seq for e in entries),
         last=datetime.fromisoformat(active[-1].time).astimezone(UTC),
         limits=note["limits"],
+        statistics=frozenset(reserved) & frozenset(STATISTICS),
     )
 
 
@@ -111,13 +119,15 @@ def reserved_use(entry: Entry) -> Use:
 
 
 def reservation(state: RunState, round: int, model: str, mechanism: str) -> Entry | None:
-    """The entry that reserves one round's training, or one model's validation figures.
+    """The entry that reserves a round's training, a statistic, or a model's validation figures.
 
     None where the plan allows no more of it.
     """
     plan = state.plan
     if mechanism == TRAINING:
         part, event = TRAIN, plan.training(1) if state.rounds < plan.chargeable_rounds else None
+    elif mechanism in STATISTICS:
+        part, event = TRAIN, None if mechanism in state.statistics else plan.statistic(mechanism)
     else:
         part, event = VAL, plan.validation(1) if state.validations < plan.validations else None
     if event is None:

@@ -7,22 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.privacy.clipping import add_clipped, unit_sums
+from common.errors import PrivacyError
+from common.privacy.clipping import AUTOMATIC, FLAT, STABILITY, add_clipped, unit_sums
 
 
-def clipped_sum(gradients: list[torch.Tensor], clip: float) -> torch.Tensor:
+def clipped_sum(gradients: list[torch.Tensor], clip: float, rule: str = FLAT) -> torch.Tensor:
     sums = [torch.zeros(g.shape[1:], dtype=torch.float64) for g in gradients]
-    add_clipped(sums, gradients, clip)
+    add_clipped(sums, gradients, clip, rule)
     return torch.cat([s.flatten() for s in sums])
 
 
+@pytest.mark.parametrize("rule", [FLAT, AUTOMATIC])
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(1, 40), st.floats(1e-6, 1e6), st.floats(1e-3, 1e3),
     st.sampled_from([1, 5, 255, 256, 700]),
 )  # fmt: skip
-def test_each_unit_adds_its_gradient_scaled_down_to_at_most_the_clipping_norm(
-    seed: int, units: int, scale: float, clip: float, width: int
+def test_each_unit_adds_its_gradient_scaled_by_the_rule_to_at_most_the_clipping_norm(
+    rule: str, seed: int, units: int, scale: float, clip: float, width: int
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     gradients = [
@@ -31,17 +33,46 @@ def test_each_unit_adds_its_gradient_scaled_down_to_at_most_the_clipping_norm(
         * torch.rand(units, 1, 1, generator=rng),
         scale * torch.randn(units, 2, generator=rng),
     ]
-    whole = clipped_sum(gradients, clip)
+    whole = clipped_sum(gradients, clip, rule)
     expected = torch.zeros_like(whole)
     for i in range(units):
         g = torch.cat([g[i].flatten() for g in gradients]).double()
-        expected += g * min(1.0, clip / float(g.norm()))
-        alone = clipped_sum([g[i : i + 1] for g in gradients], clip)
+        norm = float(g.norm())
+        expected += g * (clip / (norm + STABILITY) if rule == AUTOMATIC else min(1.0, clip / norm))
+        alone = clipped_sum([g[i : i + 1] for g in gradients], clip, rule)
         assert float(alone.norm()) <= clip
-        without = clipped_sum([torch.cat([g[:i], g[i + 1 :]]) for g in gradients], clip)
+        assert float(alone.norm()) < clip or norm <= clip
+        without = clipped_sum([torch.cat([g[:i], g[i + 1 :]]) for g in gradients], clip, rule)
         assert float((whole - without).norm()) <= clip
     # Clipped to C(1 − 2^−16): 1.5e-5 below.
     torch.testing.assert_close(whole, expected, rtol=3e-5, atol=3e-5 * clip * units)
+
+
+@pytest.mark.parametrize("rule", [FLAT, AUTOMATIC])
+@pytest.mark.parametrize("width", [1, 256, 5_000_000])
+def test_the_norm_stays_strictly_below_the_clipping_norm_for_the_largest_gradients(
+    rule: str, width: int
+) -> None:
+    """There γ is nothing beside the norm, and what is left is the margin for rounding."""
+    for size in (1e3, 1e12, 1e17):  # beyond, squares overflow float32, and it adds nothing
+        gradient = size * (1 + torch.rand(1, width, generator=torch.Generator().manual_seed(0)))
+        found = float(clipped_sum([gradient], 2.0, rule).norm())
+        assert 2.0 * (1 - 1e-4) < found < 2.0
+    assert not clipped_sum([1e30 * torch.ones(1, width)], 2.0, rule).isnan().any()
+
+
+def test_automatic_clipping_lifts_small_gradients_and_leaves_none_at_none() -> None:
+    gradients = [torch.tensor([[3e-2, 4e-2], [0.0, 0.0], [1e-6, 0.0]])]
+    alone = [clipped_sum([gradients[0][i : i + 1]], 6.0, AUTOMATIC) for i in range(3)]
+    assert float(alone[0].norm()) == pytest.approx(6.0 * 0.05 / 0.06, rel=2e-5)
+    assert not alone[1].any()
+    assert float(alone[2].norm()) == pytest.approx(6.0 * 1e-6 / 0.010001, rel=2e-5)
+    assert clipped_sum([torch.zeros(0, 2)], 1.0, AUTOMATIC).tolist() == [0.0, 0.0]
+
+
+def test_a_rule_that_is_not_accounted_for_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="'adaptive'"):
+        clipped_sum([torch.ones(1, 2)], 1.0, "adaptive")
 
 
 def test_a_norm_over_millions_of_coordinates_is_not_underestimated() -> None:
@@ -57,12 +88,15 @@ def test_gradients_within_the_norm_are_summed_exactly_and_none_is_no_change() ->
     assert clipped_sum([torch.zeros(3, 2)], 1.0).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("rule", [FLAT, AUTOMATIC])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_unit_whose_gradient_is_not_finite_adds_nothing_and_disturbs_no_other(bad: float) -> None:
+def test_a_unit_whose_gradient_is_not_finite_adds_nothing_and_disturbs_no_other(
+    bad: float, rule: str
+) -> None:
     """Nor is it an error: that would tell of a single image, without noise."""
     others = torch.tensor([[0.3, 0.4], [0.0, 0.1]])
     with_it = torch.cat([others[:1], torch.tensor([[1.0, bad]]), others[1:]])
-    assert clipped_sum([with_it], 1.0).tolist() == clipped_sum([others], 1.0).tolist()
+    assert clipped_sum([with_it], 1.0, rule).tolist() == clipped_sum([others], 1.0, rule).tolist()
 
 
 @given(st.lists(st.integers(1, 5), max_size=8))

@@ -1,0 +1,220 @@
+"""The paper's table, honestly: hospitals × privacy × secure aggregation, and our recipes beside it.
+
+    python -m benchmarks.paper_table --data bloodmnist.npz --cells none,secagg,local --width 0.25
+    python -m benchmarks.paper_table --data bloodmnist.npz --prior prior.safetensors \
+        --cells prior-distributed,prior-local --partitions size-skew,dirichlet --seeds 0,1,2
+    python -m benchmarks.paper_table --markdown
+
+Every cell is a whole run of ServerApp and ClientApps in one process (the in-process grid: the
+hospitals' own code paths, ledgers and secure aggregation, no Ray). Cells that are in the results
+already are not run again; one that failed says why. ``--width`` and ``--rounds`` make it small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from common.config import RunConfig
+from common.errors import ConsiliumError
+from common.files import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results" / "paper_table.json"
+REPORTED = {
+    ("none", 10): 98.76, ("secagg", 10): 98.11, ("local", 10): 97.78,
+    ("none", 20): 97.77, ("secagg", 20): 97.01, ("local", 20): 96.89,
+}  # fmt: skip
+"""Test accuracy that the paper gives (arXiv 2412.00687), in %, by cell and hospitals."""
+CELLS: dict[str, dict[str, Any]] = {
+    "none": {"recipe": "paper", "privacy": "none", "secagg": False},
+    "secagg": {"recipe": "paper", "privacy": "none", "secagg": True},
+    "local": {"recipe": "paper", "privacy": "local", "secagg": True},
+    "prior-distributed": {"recipe": "prior-distributed"},
+    "prior-local": {"recipe": "prior-local"},
+    "strong-distributed": {"recipe": "strong-distributed"},
+}
+KEY = ("cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked")
+Row = dict[str, Any]
+
+
+def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: Any) -> Row:
+    """The run config of one cell."""
+    values: Row = {"dataset": "synthetic", "synthetic-size": 3000}
+    if arguments.data:
+        values = {"dataset": "npz", "data-path": str(arguments.data.resolve())}
+    values |= CELLS[cell] | more
+    prior = "prior" in cell
+    if prior:
+        values["base"] = str(arguments.prior.resolve())
+    if arguments.width and not prior:
+        values["model-width"] = arguments.width
+    if arguments.rounds:
+        values["rounds"] = arguments.rounds
+    if cell.endswith("-distributed"):
+        values["min-cohort"] = hospitals  # nobody may be absent: the least noise
+    values |= dict(entry.split("=", 1) for entry in arguments.set)
+    return values
+
+
+def key_of(values: Row, cell: str, hospitals: int) -> Row:
+    """What tells a cell from all others."""
+    config = RunConfig.parse(values)
+    found = (cell, hospitals, config.partition, config.seed, config.model, config.model_width,
+             config.rounds, config.epsilon if config.privacy != "none" else None)  # fmt: skip
+    return dict(zip(KEY, found, strict=True))
+
+
+def run_cell(values: Row, cell: str, hospitals: int) -> Row:
+    """One run, in a home of its own; its row."""
+    from deploy.inprocess import run_in_process
+
+    home = Path(tempfile.mkdtemp(prefix="consilium-"))
+    before = os.environ.get("CONSILIUM_HOME")
+    os.environ["CONSILIUM_HOME"] = str(home)
+    row = key_of(values, cell, hospitals)
+    config = RunConfig.parse(values)
+    row |= {
+        "privacy": config.privacy, "secagg": config.secagg, "recipe": config.recipe,
+        "delta": config.delta if config.privacy != "none" else None, "device": "cpu",
+    }  # fmt: skip
+    started = time.monotonic()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_in_process(values, num_hospitals=hospitals)
+        (summary,) = (read_json(p) for p in home.glob("runs/*/summary.json"))
+        spent = summary["epsilon_by_hospital"] or {}
+        row |= {
+            "epsilon": summary["epsilon"],
+            "epsilon_prv": max((e["prv"] for e in spent.values()), default=None),
+            "epsilon_pld": max((e["pld"] for e in spent.values()), default=None),
+            "epsilon_against": summary.get("epsilon_against"),
+            "test_accuracy": summary["test_accuracy"], "test_macro_f1": summary["test_macro_f1"],
+            "test_macro_auc": summary["test_macro_auc"], "source": summary["source"],
+            "source_sha256": summary["source_sha256"],
+        }  # fmt: skip
+        keep(home, row)
+    except ConsiliumError as error:
+        row["error"] = error.what
+    finally:
+        os.environ.pop("CONSILIUM_HOME")
+        if before is not None:
+            os.environ["CONSILIUM_HOME"] = before
+        shutil.rmtree(home, ignore_errors=True)
+    return row | {"wall_s": round(time.monotonic() - started, 1)}
+
+
+def keep(home: Path, row: Row) -> None:
+    """Keep the model of the first seed of each recipe under ten hospitals, if it is small."""
+    (model,) = home.glob("runs/*/best.safetensors")
+    if row["seed"] or row["hospitals"] != 10 or model.stat().st_size > 5_000_000:
+        return
+    name = f"{row['cell']}-{row['partition']}-epsilon-{row['epsilon_asked']}.safetensors"
+    shutil.copyfile(model, RESULTS.parent / name)
+
+
+def main() -> None:
+    """Run what is missing, keep it cell by cell, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, help="an npz file in MedMNIST's form; else synthetic")
+    parser.add_argument("--prior", type=Path, help="for the cells of a prior: its file")
+    parser.add_argument("--cells", default="none,secagg,local")
+    parser.add_argument("--hospitals", default="10", help="such as 5,10,20")
+    parser.add_argument("--partitions", default="size-skew")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epsilons", default="", help="such as 1,3,6,8; else the recipe's")
+    parser.add_argument("--models", default="", help="such as dpresnet,resnet9-gn,resnet18")
+    parser.add_argument("--width", type=float, help="of networks; else the recipe's")
+    parser.add_argument("--rounds", type=int, help="else the recipe's")
+    parser.add_argument("--set", action="append", default=[], help="key=value over the recipe")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", action="store_true", help="print the kept table, run nothing")
+    arguments = parser.parse_args()
+    rows: list[Row] = read_json(arguments.out) if arguments.out.exists() else []
+    if not arguments.markdown:
+        rows = run_missing(arguments, rows)
+    show(rows, markdown=arguments.markdown)
+
+
+def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
+    """Every asked cell that ``rows`` lack, kept as they come."""
+
+    def listed(text: str) -> list[str]:
+        return text.split(",") if text else []
+
+    settings: list[Row] = [{}]
+    for name, several in (("epsilon", map(float, listed(arguments.epsilons))),
+                          ("model", listed(arguments.models))):  # fmt: skip
+        settings = [s | {name: v} for v in several for s in settings] or settings
+    asked = [
+        (cell, int(n), {"partition": partition, "seed": int(seed), **setting})
+        for seed in listed(arguments.seeds) for n in listed(arguments.hospitals)
+        for partition in listed(arguments.partitions) for cell in listed(arguments.cells)
+        for setting in settings
+    ]  # fmt: skip
+    for cell, hospitals, more in asked:
+        values = values_of(arguments, cell, hospitals, **more)
+        key = key_of(values, cell, hospitals)
+        if any(all(r[k] == v for k, v in key.items()) and "error" not in r for r in rows):
+            continue
+        row = run_cell(values, cell, hospitals)
+        rows = [r for r in rows if any(r[k] != v for k, v in key.items())] + [row]
+        write_json(arguments.out, rows)
+        print(key, row.get("test_accuracy"), row.get("error", ""), row["wall_s"], flush=True)
+    return rows
+
+
+def table_of(rows: Sequence[Row]) -> list[list[str]]:
+    """Mean ± sd over seeds: a head, then a line for each setting."""
+    head = ["cell", "hospitals", "partition", "model", "width", "rounds", "ε", "reported %",
+            "accuracy %", "macro-F1 %", "n", "minutes"]  # fmt: skip
+    lines = [head]
+    setting = [k for k in KEY if k != "seed"]
+    for key in dict.fromkeys(tuple(r[k] for k in setting) for r in rows):
+        same = [r for r in rows if tuple(r[k] for k in setting) == key]
+        good = [r for r in same if "error" not in r]
+        cell, hospitals, partition, model, width, rounds, epsilon = key
+        told = REPORTED.get((cell, hospitals))
+        lines.append(
+            [cell, str(hospitals), partition, model, f"{width:g}", str(rounds),
+             "∞" if epsilon is None else f"{epsilon:g}", "–" if told is None else f"{told}",
+             spread([r["test_accuracy"] for r in good]), spread([r["test_macro_f1"] for r in good]),
+             str(len(good)), f"{np.mean([r['wall_s'] for r in same]) / 60:.0f}"]
+        )  # fmt: skip
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, in %."""
+    if not values:
+        return "could not be run"
+    sd = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{sd}"
+
+
+def show(rows: Sequence[Row], *, markdown: bool = False) -> None:
+    """Print the table, for people or for a document."""
+    head, *lines = table_of(rows)
+    if markdown:
+        for line in (head, ["---"] * len(head), *lines):
+            print(f"| {' | '.join(line)} |")
+        return
+    table = Table(*head)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A public prior for small pictures of stained cells, learnt from drawn pictures alone."""

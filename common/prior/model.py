@@ -1,0 +1,155 @@
+"""The classifier on a public prior: frozen features, whitened in the end, and a linear head.
+
+Only the head is trained: 8 × 385 parameters under the noise, where a network has hundreds of
+thousands. Mean and whitening are public figures by the time that they are in the model: releases
+with noise, or nothing (zero and the identity).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor, nn
+
+from common.errors import ModelError
+from common.files import atomic_write
+from common.prior.features import PriorFeatures, PriorSpec
+from common.prior.head import Whitening, whitening
+
+BIAS = 0.1
+"""What is appended to a picture's features of norm 1, before the whole is brought to norm 1."""
+RIDGE = 4.0
+"""Added to the second moment's eigenvalues, in multiples of a unit vector's mean one."""
+_BATCH = 256
+_KEPT = 64
+"""Sets of pictures whose features a process keeps: a simulation's hospitals, train and val."""
+
+
+class PriorHead(nn.Module):
+    """(N, 3, 28, 28) float32 in [-1, 1] → (N, num_classes) logits."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, *, num_classes: int, channels: int, spec: PriorSpec | None = None) -> None:
+        super().__init__()
+        if channels != 3:
+            raise ModelError("the prior reads colour pictures only", "use model=dpresnet")
+        self.features = PriorFeatures(spec or PriorSpec())
+        d = self.features.spec.dimension
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("matrix", torch.eye(d))
+        self.head = nn.Linear(d + 1, num_classes, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def map(self) -> Whitening:
+        """From the prior's features to what the head sees."""
+        return Whitening(self.mean, self.matrix, BIAS)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.head(self.map(self.features(pictures)))
+        return logits
+
+
+def on_prior(weights: Mapping[str, np.ndarray], prior: PriorFeatures) -> dict[str, np.ndarray]:
+    """A fresh classifier's ``weights`` on the features of ``prior``; ModelError if unlike."""
+    tensors = {f"features.{name}": t.numpy() for name, t in prior.state_dict().items()}
+    if any(weights.get(n) is None or weights[n].shape != t.shape for n, t in tensors.items()):
+        raise ModelError(
+            f"the prior ({prior.spec}) is not of this version's shape ({PriorSpec()})",
+            "make one with `consilium prior`",
+        )
+    return {**weights, **tensors}
+
+
+def with_mean(
+    weights: Mapping[str, np.ndarray], total: np.ndarray, count: float
+) -> dict[str, np.ndarray]:
+    """The model's ``weights`` after the release of its features' sum ``total`` (d,)."""
+    return {**weights, "mean": (total / count).astype(np.float32)}
+
+
+def with_whitening(
+    weights: Mapping[str, np.ndarray], total: np.ndarray, count: float
+) -> dict[str, np.ndarray]:
+    """``weights`` after the release of the centred features' packed second moment ``total``."""
+    mean = torch.from_numpy(np.array(weights["mean"], dtype=np.float32))
+    found = whitening(mean, torch.from_numpy(total), count, ridge=RIDGE, bias=BIAS)
+    return {**weights, "matrix": found.matrix.numpy()}
+
+
+_kept: OrderedDict[str, Tensor] = OrderedDict()
+
+
+def features_of(model: PriorHead, pictures: Tensor, folder: Path | None = None) -> Tensor:
+    """The prior's features of all ``pictures``, (N, d): computed once for a prior and pictures.
+
+    They are kept in this process, and in ``folder`` (a hospital's own, since features tell of
+    pictures), where a file that cannot be read is made anew.
+    """
+    key = _digest(model, pictures)
+    if key in _kept:
+        _kept.move_to_end(key)
+        return _kept[key]
+    path = folder / f"{key}.safetensors" if folder else None
+    found = _read(path, len(pictures)) if path and path.exists() else None
+    if found is None:
+        model.features.eval()
+        found = torch.cat([model.features(part) for part in torch.split(pictures, _BATCH)])
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            atomic_write(path, save({"features": found.numpy()}), mode=0o600)
+    _kept[key] = found
+    if len(_kept) > _KEPT:
+        _kept.popitem(last=False)
+    return found
+
+
+def centred_features(model: PriorHead, pictures: Tensor, folder: Path | None = None) -> Tensor:
+    """What the second moment is taken of: features less the released mean, of norm 1."""
+    return model.map.centred(features_of(model, pictures, folder))
+
+
+def head_alone(
+    model: nn.Module,
+    weights: Mapping[str, np.ndarray],
+    pictures: Tensor,
+    folder: Path | None = None,
+) -> tuple[nn.Module, Mapping[str, np.ndarray], Tensor]:
+    """(network, its weights, its inputs): of a prior's classifier the head and what it sees.
+
+    The same logits and gradients, without the prior's forward pass for each picture again. Other
+    models are returned as they came. ModelError for weights that do not fit.
+    """
+    if not isinstance(model, PriorHead):
+        return model, weights, pictures
+    from common.model import set_weights
+
+    set_weights(model, weights)
+    inputs = model.map(features_of(model, pictures, folder))
+    return model.head, {"weight": weights["head.weight"]}, inputs
+
+
+def _digest(model: PriorHead, pictures: Tensor) -> str:
+    h = hashlib.sha256()
+    for name, tensor in [*model.features.state_dict().items(), ("pictures", pictures)]:
+        h.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        h.update(tensor.detach().contiguous().numpy().data)
+    return h.hexdigest()
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    try:
+        found = torch.from_numpy(load(path.read_bytes())["features"].copy())
+    except (OSError, KeyError, SafetensorError):  # a copy of what can be computed again
+        return None
+    return found if len(found) == count else None

@@ -1,0 +1,150 @@
+"""Poisson batches of privacy units, cut into parts that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from common.errors import PrivacyError
+from common.privacy.guard import check_units
+from common.privacy.randomness import SecureRandom
+from common.privacy.views import apply_views, check_square, draw_views
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of a batch that go through the network at once, or ``views`` views of each."""
+
+    images: Tensor
+    labels: Tensor
+    units: Tensor | None
+    """(n,) int64: which unit of this part each image is of, from 0 on; None: each its own."""
+    finished: bool = True
+    """False: the part holds one unit alone, of which more images follow."""
+    last: bool = False
+    """Whether the batch ends here."""
+    views: int = 1
+    """K: a unit's gradient is the sum over its rows here / K."""
+
+
+class PoissonBatches:
+    """``steps`` Poisson batches at the public ``sampling_rate``, as :class:`Part`.
+
+    Each privacy unit is in each batch independently of all others, with all its images, so a
+    batch may be empty (one part without images). ``units`` (N,) int64 tells which unit each
+    image is of; None: each its own. A part holds at most ``most_images``, and whole units: only
+    one that alone is larger is spread over several. Not thread-safe.
+
+    With ``views`` K > 1 every image comes as K random views of itself
+    (:mod:`common.privacy.views`), drawn anew for each batch; ``most_images`` counts views then,
+    and parts always tell their units. PrivacyError for K below 1 and for images that have no
+    quarter turns.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        sampling_rate: float,
+        steps: int,
+        expected_batch_size: float,
+        random: SecureRandom,
+        units: Tensor | None = None,
+        most_images: int = 1024,
+        views: int = 1,
+    ) -> None:
+        if views < 1:
+            raise PrivacyError(f"{views} views of each image", "use views ≥ 1")
+        if views > 1:
+            check_square(images)
+        self.dataset = TensorDataset(images, labels)
+        self.sampling_rate = sampling_rate
+        self.steps = steps
+        self.expected_batch_size = expected_batch_size
+        self.random = random
+        self.most_images = most_images
+        self.views = views
+        self.images_of = None if units is None else _group(check_units(units, len(labels)))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Part]:
+        count = len(self.dataset) if self.images_of is None else len(self.images_of)
+        for _ in range(self.steps):
+            chosen = torch.from_numpy(self.random.bernoulli(count, self.sampling_rate))
+            yield from self._parts(torch.nonzero(chosen).flatten())
+
+    def _parts(self, chosen: Tensor) -> Iterator[Part]:
+        """One batch: the units ``chosen``, at most ``most_images`` images at a time."""
+        waiting: Part | None = None
+        images, labels = self.dataset.tensors
+        for rows, units, finished in self._divide(chosen, max(1, self.most_images // self.views)):
+            for part in self._seen(images[rows], labels[rows], units, finished):
+                if waiting is not None:
+                    yield waiting
+                waiting = part
+        assert waiting is not None
+        yield replace(waiting, last=True)
+
+    def _seen(
+        self, images: Tensor, labels: Tensor, units: Tensor | None, finished: bool
+    ) -> Iterator[Part]:
+        """The images as they are, or K views of each; in pieces where one image's are too many."""
+        n, k = len(labels), self.views
+        if k == 1:
+            yield Part(images, labels, units, finished)
+            return
+        units = torch.arange(n) if units is None else units
+        views = draw_views(n, k, self.random).view(n * k, 3)
+        # Cuts only where one image has more views than a part may hold.
+        for rows in torch.split(torch.arange(n * k), self.most_images):
+            of = rows // k
+            ended = finished and (n == 0 or int(rows[-1]) == n * k - 1)
+            yield Part(
+                apply_views(images[of], views[rows]), labels[of], units[of], ended, views=k
+            )  # fmt: skip
+
+    def _divide(self, chosen: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        """(images, their units within the part, whether the units are complete)."""
+        if self.images_of is None:
+            for rows in torch.split(chosen, most):
+                yield rows, None, True
+            return
+        together: list[Tensor] = []
+        size = 0
+        for unit in chosen.tolist():
+            rows = self.images_of[unit]
+            if together and size + len(rows) > most:
+                yield torch.cat(together), _numbers(together), True
+                together, size = [], 0
+            if len(rows) > most:
+                *first, rest = torch.split(rows, most)
+                for piece in first:
+                    yield piece, torch.zeros_like(piece), False
+                yield rest, torch.zeros_like(rest), True
+            else:
+                together.append(rows)
+                size += len(rows)
+        if together or len(chosen) == 0:
+            together.append(torch.empty(0, dtype=torch.int64))
+            yield torch.cat(together), _numbers(together), True
+
+
+def _group(units: Tensor) -> list[Tensor]:
+    """The images of each unit; units in the order of their first image."""
+    _, first, number = np.unique(units.numpy(), return_index=True, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(number))[:-1])
+    return [torch.from_numpy(groups[unit]) for unit in np.argsort(first)]
+
+
+def _numbers(groups: list[Tensor]) -> Tensor:
+    lengths = torch.tensor([len(rows) for rows in groups])
+    return torch.repeat_interleave(torch.arange(len(groups)), lengths)
