@@ -105,7 +105,7 @@ def exclude(
     place = Place.of(run, federation)
     with place.open() as registry:
         registry.exclude(serial, reason)
-        typer.echo(_current(registry))
+        typer.echo(place.current(registry))
         if forget_ensemble(registry, place.directory / FOLDER):
             typer.echo("the run's ensemble is removed; consilium vectors ensemble makes it anew")
 
@@ -115,9 +115,10 @@ def include(run: Run, serial: Serial, federation: Federation = "") -> None:
     """Let an excluded vector count again, as if it had never been excluded."""
     from deploy.vectors.place import Place
 
-    with Place.of(run, federation).open() as registry:
+    place = Place.of(run, federation)
+    with place.open() as registry:
         registry.include(serial)
-        typer.echo(_current(registry))
+        typer.echo(place.current(registry))
 
 
 @vectors.command()
@@ -165,20 +166,20 @@ def ensemble(
 def publish(
     run: Run,
     rule: RuleOption = "",
-    gate: Annotated[bool, typer.Option(help="Judge it on public images first.")] = True,
+    judged_by: Annotated[
+        str,
+        typer.Option(
+            help="public (images) or none; default: as the run's, which hospitals must not be: "
+            "they can be asked by a running server only."
+        ),
+    ] = "",
     federation: Federation = "",
 ) -> None:
     """Make what waits the next base, now; a run that is going offers it to the hospitals."""
-    from common.vectors import no_gate
     from deploy.vectors.place import Place
+    from deploy.vectors.publish import publish as work
 
-    place = Place.of(run, federation)
-    with place.open() as registry:
-        judge = place.gate(place.judge()) if gate else no_gate
-        registry.publish(
-            place.rule(rule), gate=judge, least=place.config.publish_quorum, skewed=place.skewed
-        )
-        typer.echo(_current(registry))
+    work(Place.of(run, federation), rule, judged_by, typer.echo)
 
 
 @vectors.command("take-back")
@@ -190,9 +191,10 @@ def take_back(
     """Undo the publication of a base and of all after it."""
     from deploy.vectors.place import Place
 
-    with Place.of(run, federation).open() as registry:
+    place = Place.of(run, federation)
+    with place.open() as registry:
         registry.take_back(version)
-        typer.echo(_current(registry))
+        typer.echo(place.current(registry))
 
 
 @vectors.command()
@@ -203,14 +205,6 @@ def rebuild(run: Run, federation: Federation = "") -> None:
     with Place.of(run, federation).open() as registry:
         mended = registry.rebuild()
         typer.echo(f"every base is what its vectors make; files mended: {mended or 'none'}")
-
-
-def _current(registry: object) -> str:
-    from server_app.registry import Registry
-
-    assert isinstance(registry, Registry)
-    base = registry.current()
-    return f"the current base is {base.version} ({base.id[:16]})"
 
 
 def finetune(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, ConsiliumError
 from common.files import consilium_home, read_json
 from common.messages import check_run_id
 from common.vectors import (
@@ -17,7 +17,6 @@ from common.vectors import (
     evaluation_gate,
     leave_one_out,
     margin,
-    no_gate,
 )
 from server_app.registry import Registry
 
@@ -50,9 +49,28 @@ class Place:
 
     def open(self) -> Registry:
         """The run's registry; a server that runs meanwhile sees what is done."""
-        from server_app.vectors.strategy import limits_of
+        from server_app.vectors.acceptance import limits_of
 
         return Registry(self.directory / "registry", limits_of(self.config), create=False)
+
+    def current(self, registry: Registry) -> str:
+        """Which base is current, and whether the run's files are still those of another one.
+
+        Only the run's server writes them: at once while it runs, else when the run goes on.
+        """
+        base = registry.current()
+        said = f"the current base is {base.version} ({base.id[:16]})"
+        try:
+            note = read_json(self.directory / "base.json")
+            behind = (note["base-version"], note["base"]) != (base.version, base.id)
+        except (ConsiliumError, KeyError, TypeError):
+            behind = True
+        if behind:
+            said += (
+                "; base, model and best.safetensors in the run's directory are still of another: "
+                f"its server writes them anew, once the run goes on (resume={self.directory.name})"
+            )
+        return said
 
     def judge(self) -> Any:
         """Accuracy of weights on the run's public images; None if it has none. Needs torch."""
@@ -64,9 +82,7 @@ class Place:
         return None if images is None else Judge(note.spec, images, threads=self.config.threads)
 
     def gate(self, judge: Any) -> Gate:
-        """The gate that the run itself would use."""
-        if judge is None:
-            return no_gate
+        """The gate that the run itself would use with these public images (:meth:`judge`)."""
         return evaluation_gate(judge, count=judge.count, errors=self.config.publish_margin)
 
     def rule(self, text: str = "") -> Rule:

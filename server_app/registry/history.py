@@ -145,6 +145,16 @@ class Log:
         later = [b for b in self.line if b.version > version]
         return sum(before is None or b.version < before for b in later)
 
+    def late_at_arrival(self, row: VectorRow) -> int:
+        """How many bases had been published after its own when ``row`` came; 0 if that is none.
+
+        A publication for which it came a moment too late counts as one before it.
+        """
+        version = self.version_of(row.base)
+        if version is None:
+            return 0
+        return sum(point.version > version and point.upto < row.seq for point in self.points)
+
     @cached_property
     def recipes(self) -> dict[int, list[Ingredient]]:
         """What each publication of the line is made of, by version."""

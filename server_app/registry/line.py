@@ -147,16 +147,16 @@ class BaseLine(OpenRegistry):
     ) -> VectorError | None:
         """Why a candidate had better not be judged and published; None: nothing is against it.
 
-        ``least``: the quorum, vectors that wait (1 at least). ``skewed``: whether the hospitals'
-        classes may be mixed differently (see :func:`common.vectors.merge_refusal`; all hospitals
-        of the line count). Codes: ``registry-quorum``, ``merge-base``, ``merge-few``,
+        ``least``: the quorum, hospitals whose vectors wait (1 at least). ``skewed``: whether the
+        hospitals' classes may be mixed differently (see :func:`common.vectors.merge_refusal`; all
+        hospitals of the line count). Codes: ``registry-quorum``, ``merge-base``, ``merge-few``,
         ``registry-unchanged``.
         """
-        least, found = max(1, least), len(proposal.ingredients)
+        least, found = max(1, least), len(proposal.hospitals)
         if found < least:
             return VectorError(
                 "registry-quorum",
-                f"{found} vectors wait, and the quorum is {least}",
+                f"vectors of {found} hospitals wait, and the quorum is {least}",
                 "wait for more hospitals, or lower the quorum",
             )
         hospitals = {row.hospital for row in self.log().counting()}

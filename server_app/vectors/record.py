@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from safetensors.numpy import save
 
 from common.config import Value
@@ -24,8 +22,9 @@ from common.federation_file import TIME
 from common.files import atomic_write
 from common.model import ModelSpec
 from common.vectors import Base, GateResult, InfluenceTable, TaskVector, VectorError
-from server_app.progress import duration, percent
-from server_app.registry import Accepted, Proposal, Registry, VectorRow
+from server_app.progress import percent
+from server_app.registry import Accepted, Registry, VectorRow
+from server_app.registry.history import ACCEPTED, WITHDRAWN
 from server_app.run_store import RunStore
 from server_app.vectors.base import write_base
 from server_app.vectors.ensemble import FOLDER, forget_ensemble
@@ -57,12 +56,19 @@ class Journal:
         if not any(r["event"] == "base" for r in self.rows):
             self.base(base, "first")
         known = {r["serial"] for r in self.rows if r["event"] == "arrival"}
-        for row in self.registry.log().vectors:
+        log = self.registry.log()
+        for row in log.vectors:
             if row.digest and row.serial not in known:
-                self._write(self._arrived(row, 0, None) | {"time": row.arrived})
+                late = log.late_at_arrival(row)
+                self._write(self._arrived(row, late, None) | {"time": row.arrived})
+            if row.state == WITHDRAWN and not self._told(row.serial):
+                self.withdrawal(row.hospital, row.serial)
         last = [r for r in self.rows if r["event"] == "base"][-1]
-        if last["base"] != base.id or last["version"] != base.version:
+        if base.version > last["version"]:
             self.base(base, "published before the run was stopped")
+        elif last["base"] != base.id or last["version"] != base.version:
+            how = "made anew" if last["version"] == base.version else "current again, by hand,"
+            self.base(base, f"{how} while the run was stopped")
         self._files(base)
         forget_ensemble(self.registry, self.store.directory / FOLDER)
 
@@ -96,10 +102,16 @@ class Journal:
         forget_ensemble(self.registry, self.store.directory / FOLDER)
 
     def withdrawal(self, hospital: str, serial: str) -> None:
-        """A hospital took a vector back."""
+        """A hospital took a vector back. Told twice (the receipt was lost), it has one line."""
+        if self._told(serial):
+            return
         self._write({"event": "withdrawal", "hospital": hospital, "serial": serial})
         self.say(f"{hospital} takes vector {serial} back")
         forget_ensemble(self.registry, self.store.directory / FOLDER)
+
+    def _told(self, serial: str) -> bool:
+        """Whether there is a line for the withdrawal of this vector."""
+        return any(r["event"] == "withdrawal" and r["serial"] == serial for r in self.rows)
 
     def trouble(self, hospital: str, what: str) -> None:
         """Something went wrong on the way; said once while it stays the same."""
@@ -121,28 +133,39 @@ class Journal:
         self._say_harmful(influence)
 
     def base(
-        self, base: Base, why: str, *, proposal: Proposal | None = None,
-        influence: InfluenceTable | None = None,
+        self, base: Base, why: str, *, influence: InfluenceTable | None = None
     ) -> None:  # fmt: skip
-        """Another base is current: its line, its files."""
+        """Another base is current: its line, with what it is made of, and its files."""
         self._files(base)
+        made_of, gate = self._recipe(base)
+        hospitals = sorted({row.hospital for row in made_of})
         validation = self._judge(base.weights) if self._judge else None
         test = self._test(base.weights) if self._test else None
         self._write({
             "event": "base", "version": base.version, "base": base.id, "why": why,
-            "hospitals": proposal.hospitals if proposal else [],
-            "vectors": len(proposal.ingredients) if proposal else 0,
+            "hospitals": hospitals, "vectors": len(made_of), "gate": gate,
             "validation": validation, "test": test, "influence": influence_rows(influence),
         })  # fmt: skip
         what = f"base {base.version} ({why})"
-        if proposal is not None:
-            what += f" of {len(proposal.ingredients)} vectors, {len(proposal.hospitals)} hospitals"
+        if base.version:
+            what += f" of {len(made_of)} vectors, {len(hospitals)} hospitals"
         if validation is not None:
             what += f"; validation {percent(validation)}"
         if test is not None:
             what += f"; test accuracy {percent(test['accuracy'])}"
         self.say(what)
         self._say_harmful(influence)
+
+    def _recipe(self, base: Base) -> tuple[list[VectorRow], Row | None]:
+        """The vectors that ``base`` is made of today, and what its judges said when it came.
+
+        Nothing of one that is not of the line (any more), or is its first.
+        """
+        log = self.registry.log()
+        if (base.version, base.id) not in {(row.version, row.id) for row in log.line}:
+            return [], None
+        gates = {point.version: json.loads(point.gate) for point in log.points}
+        return [i.row for i in log.recipes.get(base.version, ())], gates.get(base.version)
 
     def ensemble(self, told: Row) -> None:
         """Nothing is merged, and the ensemble of the hospitals' models was written instead."""
@@ -180,6 +203,9 @@ class Journal:
         write_base(folder / "base.safetensors", base, self.spec, run=self.store.run,
                    config=self.config)  # fmt: skip
         atomic_write(folder / "model.safetensors", _plain(base))
+        if (folder / "best.safetensors").exists():
+            # Of an earlier part of the run: that base may have been made anew since.
+            self._best_file()
 
     # The end
 
@@ -203,78 +229,28 @@ class Journal:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The best base under its name, and the summary."""
-        best, _ = self.best()
-        atomic_write(self.store.directory / "best.safetensors", _plain(best))
+        self._best_file()
         atomic_write(self.store.directory / "summary.json",
                      json.dumps(summary, indent=2, ensure_ascii=False) + "\n")  # fmt: skip
 
+    def _best_file(self) -> None:
+        best, _ = self.best()
+        atomic_write(self.store.directory / "best.safetensors", _plain(best))
+
 
 def hospitals_validation(registry: Registry) -> dict[str, float]:
-    """Base id → accuracy on the validation images of the hospitals that told it with vectors."""
+    """Base id → accuracy on the validation images of the hospitals that told it with vectors.
+
+    Each once: of what was superseded, excluded or withdrawn nothing counts.
+    """
     sums: dict[str, list[float]] = {}
-    for row in registry.log().vectors:
+    for row in (e.row for e in registry.vectors() if e.state == ACCEPTED):
         metrics = json.loads(row.metrics)
         if metrics.get("val-examples", 0.0) > 0 and "val-correct" in metrics:
             total = sums.setdefault(row.base, [0.0, 0.0])
             total[0] += metrics["val-correct"]
             total[1] += metrics["val-examples"]
     return {base: min(max(c / n, 0.0), 1.0) for base, (c, n) in sums.items()}
-
-
-def by_hospital(registry: Registry) -> dict[str, dict[str, Any]]:
-    """What each hospital has given, and what ε each of its vectors cost."""
-    found: dict[str, dict[str, Any]] = {}
-    for entry in registry.vectors():
-        row = entry.row
-        mine = found.setdefault(
-            row.hospital, {"vectors": 0, "published": 0, "states": {}, "epsilons": []}
-        )
-        mine["vectors"] += 1
-        mine["published"] += entry.published_in is not None
-        mine["states"][entry.state] = mine["states"].get(entry.state, 0) + 1
-        if row.epsilon is not None:
-            mine["epsilons"].append(row.epsilon)
-    return dict(sorted(found.items()))
-
-
-def summary_table(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the summary of a run of vectors."""
-    table = Table(title=f"Run {summary['run']}: {summary['status']}", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value")
-    each = summary["epsilon"]
-    rows = {
-        "data": summary["source"],
-        "bases": f"{summary['bases']} published (best by validation: {summary['best_version']})",
-        "validation": percent(summary["validation"]),
-        "test accuracy": percent(summary["test_accuracy"]),
-        "test macro-F1": percent(summary["test_macro_f1"]),
-        "privacy": "no differential privacy" if each is None else
-        f"ε = {each:.2f}, δ = {summary['delta']:g} for ONE vector, per {summary['privacy_unit']}",
-        "secure aggregation": "off: the server saw each vector",
-        "wall time": duration(summary["wall_seconds"]),
-    }  # fmt: skip
-    if left := summary.get("ensemble"):
-        rows["ensemble"] = left.get("error") or (
-            f"{left['vectors']} models: test accuracy {percent(left['test_accuracy'])}, macro-F1 "
-            f"{percent(left['test_macro_f1'])}, validation {percent(left['validation'])}"
-        )
-    if summary.get("reason"):
-        rows["reason"] = summary["reason"]
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    console.print(table)
-    shown = Table(title="Who gave what", title_justify="left")
-    for column in ("hospital", "vectors", "published", "ε by vector", "influence"):
-        shown.add_column(column)
-    influence = {r["hospital"]: r for r in (summary["influence"] or {}).get("rows", ())}
-    for name, told in summary["by_hospital"].items():
-        epsilons = ", ".join(f"{e:.2f}" for e in told["epsilons"]) or "–"
-        row = influence.get(name)
-        moved = "–" if row is None else f"{100 * row['influence']:+.1f} points"
-        mark = " (harms)" if row is not None and row["harmful"] else ""
-        shown.add_row(name, str(told["vectors"]), str(told["published"]), epsilons, moved + mark)
-    console.print(shown)
 
 
 def influence_rows(table: InfluenceTable | None) -> dict[str, Any] | None:

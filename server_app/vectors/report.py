@@ -151,6 +151,9 @@ def _privacy(run: Run, story: Story) -> tuple[bool, float | None]:
 def _judged(run: Run, story: Story) -> bool | None:
     """Whether bases were judged before they were published; None if none was published."""
     made = [b for b in story.bases if b.version]
+    known = [b.judged for b in made if b.judged is not None]
+    if not all(known):  # whatever the run would have done: by hand, or before it was resumed
+        return False
     by = run.config.get("judged-by")
     if not made or by == "hospitals":
         return True if made else None

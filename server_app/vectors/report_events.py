@@ -88,7 +88,9 @@ class Influences:
 class Published:
     """A base that became current. ``test``: the figures as recorded, or empty.
 
-    ``vectors`` is None where the line doesn't tell: of a base that was made anew or by hand.
+    ``vectors`` is None where the line doesn't tell: of a base that was made anew of none, or, by
+    an older version, made anew or by hand at all. ``judged``: whether anybody judged it before it
+    was published; None where the line doesn't tell.
     """
 
     at: Moment
@@ -99,6 +101,7 @@ class Published:
     validation: float | None
     test: Json
     influences: Influences
+    judged: bool | None
 
     @property
     def accuracy(self) -> float | None:
@@ -297,8 +300,15 @@ def _base(line: Json, at: Moment) -> Published:
         at, version, text(line.get("why")),
         tuple(names(line.get("hospitals"))), vectors or (0 if version == 0 else None),
         share(line.get("validation")), mapping(line.get("test")),
-        influences(line.get("influence")),
+        influences(line.get("influence")), _judged(line.get("gate")),
     )  # fmt: skip
+
+
+def _judged(gate: object) -> bool | None:
+    """By accuracies on public images, or by counts of the hospitals."""
+    if not isinstance(gate, dict):
+        return None
+    return any(number(gate.get(name)) is not None for name in ("candidate", "gained"))
 
 
 def _held(line: Json, at: Moment) -> Held:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server_app.reporting.files import Run
-from server_app.reporting.values import Json, count
+from server_app.reporting.values import Json, count, text
 
 KINDS = {
     "refused": "refused by the server",
@@ -82,9 +82,10 @@ def unprotected(run: Run, *, private: bool, bare: int, several: int, judged: boo
             "Take them for unauthenticated.",
         ))  # fmt: skip
     if judged is False:
-        why = "judged-by was none" if run.config.get("judged-by") == "none" else (
-            "there were no public images"
-        )  # fmt: skip
+        why = {
+            "none": "judged-by was none", "hospitals": "it was published by hand",
+        }.get(text(run.config.get("judged-by")), "there were no public images, or it was published "
+                                                 "by hand")  # fmt: skip
         gaps.append((
             "New bases were published without being judged.",
             f"A vector that harms could have gone into one: {why}.",

@@ -13,22 +13,14 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 
 from common.config import RunConfig
 from common.errors import ConsiliumError, RoundError
 from common.messages import Delivery, Offer, Receipt
-from common.vectors import (
-    Limits,
-    Rule,
-    SignedVector,
-    TaskVector,
-    VectorError,
-    Withdrawal,
-)
-from common.vectors.checks import ENOUGH_NORMS
+from common.vectors import Rule, SignedVector, VectorError, Withdrawal
 from server_app.directory import Directory
-from server_app.registry import GateRefusal, Registry
+from server_app.registry import GateRefusal, Log, Registry
+from server_app.vectors.acceptance import check_privacy, outliers
 from server_app.vectors.federated import Bench, CandidateWaits, FederatedJudge
 from server_app.vectors.judging import Judging
 from server_app.vectors.keys import Keys
@@ -41,6 +33,8 @@ LOOK = 5.0
 """Seconds between two looks for hospitals that came or went, and for what a person did."""
 KNOCK = 60.0
 """Seconds after which a hospital that has delivered is asked whether it takes something back."""
+HEARING = 30.0
+"""Seconds that a resumed run waits to hear what was taken back while no server ran."""
 FAREWELL = 10.0
 """Seconds that receipts have at the end."""
 
@@ -73,21 +67,37 @@ class Vectors:
         self._standing: dict[str, Standing] = defaultdict(Standing)
         self._began = self._look_again = time.monotonic()
         self._changed = True
+        self._met = False
+        """Whether any hospital was ever there."""
         log = self.registry.log()
         for row in log.vectors:  # a resumed run: who has delivered already
-            version = log.version_of(row.base)
-            if version is not None:
-                standing = self._standing[row.hospital]
-                standing.done = max(standing.done, version)
+            standing = self._standing[row.hospital]
+            standing.done = max(standing.done, self._delivered(log, row.base))
 
     def run(self) -> None:
         """Until enough bases are published or the time is over.
 
         RoundError if nobody comes within ``connect-timeout``, if every hospital has delivered
         or refused, and what came makes no base, or if the time is over, and there is no base
-        because what came is not to be merged.
+        because what came is not to be merged. What became of the vectors is told even so.
+
+        A run that is resumed first asks every hospital that is connected what it takes back:
+        until they have said so, or :data:`HEARING` is over, it makes and concludes nothing.
         """
-        self._look_around()
+        try:
+            self._look_around()
+            if self.config.resume:
+                self._hear_out()
+            self._go_on()
+        except RoundError:
+            self._farewell()
+            raise
+        self._farewell()
+        refused = self.judging.unmerged(self.current)
+        if refused and not self.judging.allowed(refused) and not self.registry.log().points:
+            raise self._no_base("the time is over", refused.what)
+
+    def _go_on(self) -> None:
         while not self._over():
             if time.monotonic() >= self._look_again:
                 self._look_around()
@@ -98,10 +108,6 @@ class Vectors:
             self._publish()
             if not answers:
                 self.post.rest()
-        self._farewell()
-        refused = self.judging.unmerged(self.current)
-        if refused and not self.judging.allowed(refused) and not self.registry.log().points:
-            raise self._no_base("the time is over", refused.what)
 
     # Asking
 
@@ -123,8 +129,8 @@ class Vectors:
         there, _ = self.directory.reach(self.directory.names)
         for name, node in there.items():
             self.post.forget(name, node)
-        waited = time.monotonic() - self._began
-        if not there and not self._standing and waited > self.config.connect_timeout:
+        self._met |= bool(there)
+        if not self._met and time.monotonic() - self._began > self.config.connect_timeout:
             raise RoundError(
                 f"no hospital was there within {self.config.connect_timeout:g} s",
                 "start the hospitals' nodes and read their logs",
@@ -136,7 +142,8 @@ class Vectors:
     def _follow(self, why: str) -> None:
         base = self.registry.current()
         if base.id != self.current.id or base.version != self.current.version:
-            if base.version < self.current.version:  # taken back: everybody is asked once more
+            # Taken back, or made anew where those judge who trained from it: all are asked again.
+            if base.version < self.current.version or self.panel is not None:
                 for standing in self._standing.values():
                     standing.done = -1
             self.current, self._changed = base, True
@@ -218,9 +225,11 @@ class Vectors:
         try:
             limit = self.registry.limits.max_bytes
             vector = SignedVector.from_bytes(envelope, limit=limit).vector
-            self._check_privacy(vector)
+            check_privacy(self.config, vector)
             accepted = self.registry.accept(envelope, key)
         except VectorError as error:
+            if self._at_fault(name, error):
+                return
             self.journal.refused(name, vector, error)
             if vector is not None:
                 standing.refused[vector.serial] = error.code
@@ -231,12 +240,12 @@ class Vectors:
             return
         standing.accepted.append(accepted.serial)
         log = self.registry.log()
-        version_of = log.version_of(vector.base)
-        if version_of is not None:
-            standing.done, standing.refusal = max(standing.done, version_of), ""
+        delivered = self._delivered(log, vector.base)
+        if delivered >= 0:
+            standing.done, standing.refusal = max(standing.done, delivered), ""
         self._changed = True
         if accepted.duplicate:
-            if version_of != self.current.version:
+            if delivered != self.current.version:
                 self.post.failed(name)
             return
         row = next(v for v in log.vectors if v.serial == accepted.serial)
@@ -245,25 +254,37 @@ class Vectors:
             validation = self.judge(self.registry.candidate(self.rule).weights)
         self.journal.arrival(row, accepted, validation)
 
-    def _check_privacy(self, vector: TaskVector) -> None:
-        """The run's promise is what its model card says: no vector may cost more."""
-        c = self.config
-        if c.privacy == "none":
-            return
-        within = vector.epsilon is not None and vector.epsilon <= c.epsilon * (1 + 1e-9)
-        if not within or vector.delta is None or vector.delta > c.delta * (1 + 1e-9):
-            raise VectorError(
-                "vector-privacy",
-                f"{vector.hospital}'s vector cost ε={vector.epsilon}, δ={vector.delta}; the run "
-                f"promises ε={c.epsilon:g}, δ={c.delta:g}",
-                "fine-tune anew with the run's privacy",
-            )
+    def _at_fault(self, name: str, error: VectorError) -> bool:
+        """Whether the registry failed, and not what came: the hospital is asked for it again.
+
+        Were it told of a refusal, it would not deliver this again, and its ε would be lost.
+        """
+        if not error.code.startswith("registry-"):
+            return False
+        self.journal.trouble(name, f"what it sent could not be kept: {error.what}")
+        self.post.failed(name)
+        return True
+
+    def _delivered(self, log: Log, base: str) -> int:
+        """The version for which a vector of ``base`` is what its hospital was asked for; or −1.
+
+        One for what the current base was before it was made anew counts as for the current one.
+        But its hospital may not judge candidates for this one: where hospitals judge, it is asked
+        for another vector.
+        """
+        version = log.version_of(base)
+        if version is None:
+            return -1
+        if version == self.current.version and base != self.current.id and self.panel is not None:
+            return version - 1
+        return version
 
     def _withdraw(self, name: str, withdrawal: bytes, key: Mapping[str, bytes]) -> None:
         try:
             self.registry.withdraw(withdrawal, key)
         except VectorError as error:
-            self.journal.refused(name, None, error)
+            if not self._at_fault(name, error):
+                self.journal.refused(name, None, error)
             return
         taken = Withdrawal.from_bytes(withdrawal).serial
         self._standing[name].withdrawn.append(taken)
@@ -314,7 +335,7 @@ class Vectors:
                 self._stuck(error.what)
             return
         self.current, self._changed = base, True
-        self.journal.base(base, "published", proposal=proposal, influence=influence)
+        self.journal.base(base, "published", influence=influence)
 
     def _bench(self, settled: bool) -> Bench:
         """Who can judge: a hospital that trains is not asked, and would not answer in time."""
@@ -325,18 +346,10 @@ class Vectors:
         return Bench(able, len(able) < len(there), frozenset(gave) if settled else None)
 
     def _exclude_outliers(self) -> None:
-        """Vectors that came before there was a median to compare their norms with."""
-        log = self.registry.log()
-        norms = [row.norm for row in log.counting()]
-        if len(norms) < ENOUGH_NORMS:
-            return
-        bound = self.registry.limits.norm_factor * median(norms)
-        for one in log.pending():
-            if one.row.norm > bound:
-                reason = f"its norm {one.row.norm:.4g} is above {bound:.4g}"
-                self.registry.exclude(one.row.serial, reason)
-                self._standing[one.row.hospital].refused[one.row.serial] = "vector-norm"
-                self.journal.excluded(one.row, reason)
+        for row, reason in outliers(self.registry.log(), self.registry.limits):
+            self.registry.exclude(row.serial, reason)
+            self._standing[row.hospital].refused[row.serial] = "vector-norm"
+            self.journal.excluded(row, reason)
 
     def _settled(self) -> bool:
         """Whether every hospital expected has delivered for the current base, or refused."""
@@ -364,26 +377,40 @@ class Vectors:
             f"hospitals mend what they name, then go on with resume={self.run_id}",
         )
 
+    def _hear_out(self) -> None:
+        """What was taken back while no server ran: everybody who is there is asked."""
+        there, _ = self.directory.reach(self.directory.names)
+        for name in sorted(self._receipts(HEARING, set(there))):
+            self.journal.trouble(
+                name, "did not say in time whether it takes a vector back; it is asked again later"
+            )
+
     def _farewell(self) -> None:
         """Nobody is asked any more; receipts that are due have a few seconds."""
-        there, _ = self.directory.reach(self.directory.names)
-        deadline = time.monotonic() + FAREWELL
-        while time.monotonic() < deadline:
-            for name, node in there.items():
-                if self._standing[name].due and self.post.free(name):
-                    self._send_receipt(name, node, self._standing[name])
-            if not self.post.open("receipt"):
-                break
-            for answer in self.post.collect():
-                self._open(answer)
-            self.post.rest()
+        self._receipts(FAREWELL, set())
         if busy := sorted(self.post.open("offer")):
             self.journal.say(
                 f"still training: {', '.join(busy)}; what they make stays in their outbox, for a "
                 f"run with resume={self.run_id}"
             )
 
+    def _receipts(self, seconds: float, unheard: set[str]) -> set[str]:
+        """Receipts for ``unheard`` and for whoever is due one; ``seconds`` at most.
 
-def limits_of(config: RunConfig) -> Limits:
-    """What the registry accepts in a run."""
-    return Limits(max_staleness=config.max_staleness)
+        Returns those of ``unheard`` that have not answered.
+        """
+        there, _ = self.directory.reach(self.directory.names)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for name, node in there.items():
+                standing = self._standing[name]
+                if (standing.due or name in unheard) and self.post.free(name):
+                    self._send_receipt(name, node, standing)
+            if not unheard and not self.post.open("receipt"):
+                break
+            for answer in self.post.collect():
+                self._open(answer)
+                if self.post.free(answer.letter.hospital):  # else it is to be asked again
+                    unheard.discard(answer.letter.hospital)
+            self.post.rest()
+        return unheard

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from client_app import egress
 from client_app.hospital_file import HospitalFolder
 from client_app.policy import VectorsRefusal
-from common.errors import ConfigError
+from common.errors import ConfigError, RoundError
 from common.federation_file import read_key
 from common.model import ModelSpec, build, get_weights
 from common.privacy.ledger import Ledger
@@ -119,6 +119,39 @@ def test_a_vector_made_offline_is_delivered_later_and_can_be_taken_back(federati
         consilium("hospital", "finetune", str(home), "--base", _base_of(federation, 1))
     with pytest.raises(ConfigError, match="no vector"):
         consilium("hospital", "withdraw", str(home), "0" * 32)
+
+
+def test_a_federation_of_which_nobody_comes_says_so_also_when_it_goes_on(
+    federation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The roster's names are known before anybody has come."""
+    run(federation)
+    made = InProcessGrid.__post_init__
+
+    def away(self: InProcessGrid) -> None:
+        made(self)
+        self.offline |= set(range(N))
+
+    monkeypatch.setattr(InProcessGrid, "__post_init__", away)
+    short = {"connect_timeout": 0.5, "duration": 6.0, "versions": 2}
+    for resume in ("", the_run().name):
+        with pytest.raises(RoundError, match="no hospital was there"):
+            run(federation, resume=resume, **short)
+
+
+def test_without_public_images_what_is_published_by_hand_is_said_to_be_unjudged(
+    federation: Path,
+) -> None:
+    run(federation)
+    name = the_run().name
+    consilium("vectors", "take-back", name, "1")
+    with pytest.raises(ConfigError, match="no public images to judge by"):
+        consilium("vectors", "publish", name, "--judged-by", "public")
+    with Registry(the_run() / "registry", create=False) as registry:
+        assert registry.current().version == 0
+    said = consilium("vectors", "publish", name)
+    assert "no public images: it is published WITHOUT being judged" in said
+    assert "the current base is 2" in said
 
 
 def _base_of(federation: Path, version: int) -> str:

@@ -193,6 +193,12 @@ def test_publishing_needs_a_quorum_a_pretrained_base_and_three_skewed_hospitals(
         # Later on, all hospitals of the line count: one more vector is enough.
         send(registry, 2)
         assert registry.publish(MEAN.scaled(0.3)).version == 2
+        # A hospital counts once, however many bases its vectors are for.
+        send(registry, 3)
+        send(registry, 4, hospital="h3", base=registry.base(1).id)
+        assert len(registry.candidate(MEAN).ingredients) == 2
+        refused("registry-quorum", registry.publish, MEAN, least=2)
+        assert registry.publish(MEAN).version == 3
     with fresh() as registry:
         refused("registry-line", registry.add_base, base(1))
         assert registry.add_base(base()).id == base().id

@@ -212,6 +212,27 @@ def test_bases_that_nobody_judged_are_told(tmp_path: Path, by: str) -> None:
     assert ("without being judged" in words(tmp_path)) == (by != "hospitals")
 
 
+@pytest.mark.parametrize(
+    ("gate", "unjudged"),
+    [
+        ({"adopt": True, "candidate": 0.9, "current": 0.9, "margin": 0.1}, False),
+        ({"adopt": True, "candidate": None, "current": None, "margin": 2.0, "gained": 3, "lost": 1},
+         False),
+        ({"adopt": True, "candidate": None, "current": None, "margin": 0.0}, True),
+        (None, False), ("adopted", False),
+    ],
+)  # fmt: skip
+def test_a_base_that_was_published_by_hand_unjudged_is_told_whoever_judges_the_run(
+    tmp_path: Path, gate: object, unjudged: bool
+) -> None:
+    files = make_sample_run(tmp_path)
+    changed(tmp_path, "config.json", **{"judged-by": "hospitals"})
+    rows = [r | {"gate": gate} if r["event"] == "base" and r["version"] == 2 else r
+            for r in files["metrics.jsonl"]]  # fmt: skip
+    write_files(tmp_path, {"metrics.jsonl": rows})
+    assert ("without being judged" in words(tmp_path)) == unjudged
+
+
 def test_figures_shown_equal_those_in_the_files(sample: tuple[Path, Files]) -> None:
     path, files = sample
     seen = words(path)
@@ -297,7 +318,7 @@ def test_lines_that_a_resumed_run_made_anew_stand_where_they_belong(tmp_path: Pa
 
 @pytest.mark.parametrize("reason", ["no hospital was there within 5 s", None])
 def test_a_failed_run_without_any_arrival_has_a_report(tmp_path: Path, reason: str | None) -> None:
-    summary = {"mode": "vectors", "status": "failed", "reason": reason, "bases": 0,
+    summary: Files = {"mode": "vectors", "status": "failed", "reason": reason, "bases": 0,
                "by_hospital": {}, "influence": None, "privacy": "none"}  # fmt: skip
     write_files(tmp_path, {"summary.json": summary, "metrics.jsonl": [base(0, 0, 0.9)]})
     seen = words(tmp_path)

@@ -179,7 +179,8 @@ def test_what_is_repeated_or_lost_trains_once_and_counts_once(
 
 
 def test_a_node_that_fails_is_asked_again(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    handle, failed = InProcessGrid._handle, []
+    failed: list[int] = []
+    handle = InProcessGrid._handle
 
     def fails(self: InProcessGrid, message: Any, partition_id: int) -> Any:
         if message.metadata.message_type == "query.offer" and partition_id == 1 and not failed:
