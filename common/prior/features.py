@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from common.errors import ModelError
 from common.prior.handcrafted import statistics
+from common.prior.head import unit
 from common.prior.network import RingNet
 from common.prior.rings import dihedral_views
 
@@ -30,7 +30,7 @@ class PriorSpec:
     """
 
     widths: tuple[int, ...] = (16, 24)
-    dimension: int = 384
+    dimension: int = 300
     size: int = 28
 
     def __post_init__(self) -> None:
@@ -41,11 +41,16 @@ class PriorSpec:
             )
 
 
+_raw_counts: dict[PriorSpec, int] = {}
+"""How many raw features a prior has."""
+
+
 class PriorFeatures(nn.Module):
     """(n, 3, size, size) float32 in [-1, 1] -> (n, dimension) float32 of norm 1.
 
-    Deterministic, without gradient; a picture and its turned or mirrored views give the same
-    vector, up to rounding. Raises :class:`ModelError` for pictures of another shape.
+    Less one millionth, so that rounding never carries a norm over 1. Deterministic, without
+    gradient; a picture and its turned or mirrored views give the same vector, up to rounding.
+    Raises :class:`ModelError` for pictures of another shape.
     """
 
     centre: Tensor
@@ -58,8 +63,10 @@ class PriorFeatures(nn.Module):
         self.spec = spec
         self.networks = nn.ModuleList(RingNet(width, spec.size) for width in spec.widths)
         self.networks.requires_grad_(False)
-        with torch.inference_mode():
-            raw = self.raw(torch.zeros(1, 3, spec.size, spec.size)).shape[1]
+        if spec not in _raw_counts:  # a forward pass, and a hospital builds many
+            with torch.inference_mode():
+                _raw_counts[spec] = self.raw(torch.zeros(1, 3, spec.size, spec.size)).shape[1]
+        raw = _raw_counts[spec]
         if spec.dimension > raw:
             raise ModelError(
                 f"{spec.dimension} features of {raw} raw ones.",
@@ -99,7 +106,7 @@ class PriorFeatures(nn.Module):
     def finish(self, raw: Tensor) -> Tensor:
         """Standardise, whiten and scale raw features (n, raw) to norm 1."""
         standard = self.standard(raw)
-        return functional.normalize((standard - self.middle) @ self.projection, dim=1)
+        return unit((standard - self.middle) @ self.projection)
 
     def standard(self, raw: Tensor) -> Tensor:
         """(raw - centre) / spread, held within five standard deviations."""

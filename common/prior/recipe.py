@@ -33,12 +33,12 @@ class HeadPlan:
     """
 
     mean_noise: float = 20.0
-    moment_noise: float = 2.0
-    ridge: float = 4.0
+    moment_noise: float = 1.5
+    ridge: float = 1.0
     bias: float = 0.1
-    steps: int = 200
+    steps: int = 120
     rate: float = 64.0
-    clip: float = 0.2
+    clip: float = 0.4
     momentum: float = 0.9
     average_from: float = 0.5
 
@@ -60,8 +60,9 @@ class HeadPlan:
         return [self.mean_noise, self.moment_noise, *[self.gradient_noise(mu)] * self.steps]
 
 
+# Both were chosen by accuracy on BloodMNIST's validation split, for epsilon 6 and ten hospitals.
 DISTRIBUTED = HeadPlan()
-LOCAL = HeadPlan(moment_noise=4.0, steps=100)
+LOCAL = HeadPlan(moment_noise=4.0, ridge=4.0, steps=100, clip=0.2)
 
 
 @dataclass(frozen=True)

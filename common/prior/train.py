@@ -31,7 +31,7 @@ class PriorBudget:
     pictures: int = 50_000
     steps: int = 3_000
     whitening: int = 6_000
-    ridge: float = 0.5
+    ridge: float = 2.0
 
 
 def make_prior(

@@ -149,7 +149,8 @@ def _prv(key: _Key, delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = list(key)
-    with np.errstate(all="ignore"):  # it takes logarithms of zero on purpose
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it takes logarithms of zero on purpose, and few orders
         return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
 
 

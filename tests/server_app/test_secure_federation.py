@@ -306,7 +306,7 @@ def test_a_request_that_would_bypass_aggregation_is_refused(
     """The run config says secagg; the server, lying, asks for the updates in the clear."""
     from server_app import fedavg
 
-    def clear(grid: Any, cohort: Any, job: Any, config: Any, *, train: bool, roster: Any) -> Any:
+    def clear(grid: Any, cohort: Any, job: Any, config: Any, *, train: bool, **_: Any) -> Any:
         return fedavg.plain_round(grid, cohort, job, train=train, timeout=config.round_timeout)
 
     monkeypatch.setattr(fedavg, "secure_round", clear)
@@ -359,8 +359,8 @@ def test_a_server_that_asks_for_a_finer_scale_or_another_layout_is_refused(
 
     original = module.layout_for
 
-    def other(purpose: str, length: int, config: Any) -> VectorLayout:
-        layout = original(purpose, length, config)
+    def other(purpose: str, length: int, config: Any, **more: Any) -> VectorLayout:
+        layout = original(purpose, length, config, **more)
         return VectorLayout(layout.segments, layout.max_weight * 2) if purpose == "validate" else (
             VectorLayout((*layout.segments[:-1],), layout.max_weight)
         )  # fmt: skip

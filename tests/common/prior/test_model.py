@@ -1,0 +1,104 @@
+"""The classifier on a prior: its short cut is exact, its features are kept for their owner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ModelError
+from common.model import ModelSpec, build, get_weights, trainable_names
+from common.prior import model as prior_model
+from common.prior.features import PriorFeatures, PriorSpec
+from common.prior.model import (
+    PriorHead,
+    features_of,
+    head_alone,
+    on_prior,
+    with_mean,
+    with_whitening,
+)
+from common.privacy.plan import MEAN, SECOND_MOMENT
+from common.privacy.statistics import statistic_sum
+
+SPEC = ModelSpec(model="prior-head", width=0.25)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return torch.rand(40, 3, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prior_model, "_kept", type(prior_model._kept)())
+
+
+def test_only_the_head_is_trained() -> None:
+    assert trainable_names(build(SPEC)) == ("head.weight",)
+
+
+def test_the_head_alone_gives_the_classifiers_own_logits(pictures: torch.Tensor) -> None:
+    model = build(SPEC, seed=1)
+    weights = get_weights(model)
+    rng = np.random.default_rng(0)
+    for name in ("mean", "matrix", "head.weight"):
+        weights[name] = rng.normal(size=weights[name].shape).astype(np.float32)
+    network, own, inputs = head_alone(model, weights, pictures)
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in own.items()})
+    whole = build(SPEC)
+    whole.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+    torch.testing.assert_close(network(inputs), whole(pictures))
+
+
+def test_other_models_are_given_back_as_they_came(pictures: torch.Tensor) -> None:
+    model = build(ModelSpec(width=0.03125))
+    assert head_alone(model, {}, pictures) == (model, {}, pictures)
+
+
+def test_kept_features_are_the_owners_only_and_a_damaged_file_is_made_anew(
+    pictures: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(SPEC, seed=1)
+    assert isinstance(model, PriorHead)
+    found = features_of(model, pictures, tmp_path / "features")
+    (path,) = (tmp_path / "features").iterdir()
+    assert path.stat().st_mode & 0o077 == 0
+    path.write_bytes(path.read_bytes()[:100])
+    _nothing = type(prior_model._kept)()
+    monkeypatch.setattr(prior_model, "_kept", _nothing)  # another process
+    torch.testing.assert_close(features_of(model, pictures, tmp_path / "features"), found)
+    assert len(path.read_bytes()) > 100
+    assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_exact_statistics_whiten_features(pictures: torch.Tensor) -> None:
+    model = build(SPEC, seed=1)
+    assert isinstance(model, PriorHead)
+    weights = get_weights(model)
+    x = features_of(model, pictures)
+    weights = with_mean(weights, statistic_sum(MEAN, x).numpy(), len(x))
+    np.testing.assert_allclose(weights["mean"], x.mean(0), atol=1e-4)
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+    centred = model.map.centred(x)
+    weights = with_whitening(weights, statistic_sum(SECOND_MOMENT, centred).numpy(), len(x))
+    model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+
+    def spread(y: torch.Tensor) -> float:
+        values = torch.linalg.eigvalsh(y.double().T @ y.double())[-20:]
+        return float(values[-1] / values[0])
+
+    assert spread(model.map(x)[:, :-1]) < 0.7 * spread(centred)
+
+
+def test_a_prior_of_another_shape_is_refused() -> None:
+    other = PriorFeatures(PriorSpec(widths=(8,), dimension=16))
+    with pytest.raises(ModelError, match="prior"):
+        on_prior(get_weights(build(SPEC)), other)
+
+
+def test_grey_pictures_are_refused() -> None:
+    with pytest.raises(ModelError, match="colour"):
+        build(ModelSpec(model="prior-head", channels=1))
