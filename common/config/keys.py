@@ -61,7 +61,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="round-timeout", default=3600.0, low=0.0, low_open=True, high=604_800.0,
         meaning="seconds that hospitals have to train in a round"),
     Key(name="local-epochs", default=1, low=1, high=1000,
-        meaning="passes over a hospital's training images in each round, or for each task vector "
+        meaning="passes over a hospital's training images in each round (server-step: one step "
+        "instead), or for each task vector "
         "(the paper: 3)"),
     Key(name="batch-size", default=0, low=0, high=65_536,
         meaning="images a step; under DP the expected size of a Poisson batch; 0: 8, under DP 32"),

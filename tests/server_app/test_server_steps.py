@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from common.files import consilium_home
 from common.model import ModelSpec, build
 from common.privacy.accounting import Event, epsilon_of
 from common.privacy.clipped_sum import clipped_sum
+from common.privacy.distributed import NoiseShares
 from common.privacy.ledger import Ledger, RunState
 from common.privacy.plan import SPARE_ROUNDS, Promise, step_noise
 from common.privacy.randomness import SecureRandom
@@ -25,6 +27,7 @@ from common.simulation import LEDGER, hospital_splits, load_dataset
 from common.training import to_tensor
 from deploy.inprocess import Fault, run_in_process
 from server_app.run_store import RunStore, runs_directory
+from server_app.server_step import ServerStep
 
 SHARED: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
@@ -212,3 +215,57 @@ def test_a_statistic_that_is_asked_again_is_refused() -> None:
     run_in_process({**PRIOR, "rounds": 3}, num_hospitals=PEOPLE, faults=[again])
     (gone,) = records()[1]["dropped"]
     assert (gone["hospital"], "privacy-budget" in gone["reason"]) == ("hospital-00", True)
+
+
+def test_a_hospital_whose_policy_forbids_shared_noise_refuses_it(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        "version = 1\n[aggregation]\nrequire-roster = false\n[privacy]\ntotal-delta = 0.001\n"
+    )
+    run_in_process(
+        {**SHARED, "rounds": 1}, num_hospitals=PEOPLE, node_configs={0: {"policy": str(policy)}}
+    )
+    (gone,) = records()[1]["dropped"]
+    assert (gone["hospital"], "privacy-policy" in gone["reason"]) == ("hospital-00", True)
+    policy.write_text(policy.read_text() + "shared-noise = true\n")
+    run_in_process(
+        {**SHARED, "rounds": 1, "seed": 1}, num_hospitals=PEOPLE,
+        node_configs={0: {"policy": str(policy)}},
+    )  # fmt: skip
+    last = sorted(runs_directory().iterdir())[-1]
+    lines = (last / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["dropped"] == []
+
+
+def test_a_server_with_another_grid_is_refused_before_anything_is_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a coarser grid the noise would be rounded away, or the sum misread."""
+    shares = ServerStep.shares
+
+    def coarser(self: ServerStep, round: int) -> NoiseShares:
+        found = shares(self, round)
+        return replace(found, noise_multiplier=1e3 * found.noise_multiplier, clipping_norm=70.0)
+
+    monkeypatch.setattr(ServerStep, "shares", coarser)
+    with pytest.raises(RoundError):
+        run_in_process(SHARED, num_hospitals=PEOPLE)
+    assert {d["reason"].split(" (")[0] for d in records()[1]["dropped"]} == {
+        "refused: secagg-layout"
+    }
+    assert [s.rounds for s in states(the_run().name)] == [0] * PEOPLE
+
+
+def test_a_server_that_asks_for_a_steps_sum_in_the_clear_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from server_app import fedavg
+
+    def clear(grid: Any, cohort: Any, job: Any, config: Any, *, train: bool, **_: Any) -> Any:
+        return fedavg.plain_round(grid, cohort, job, train=train, timeout=config.round_timeout)
+
+    monkeypatch.setattr(fedavg, "secure_round", clear)
+    with pytest.raises(RoundError):
+        run_in_process(SHARED, num_hospitals=PEOPLE)
+    assert {d["reason"].split(" (")[0] for d in records()[1]["dropped"]} == {"refused: policy"}
+    assert [s.rounds for s in states(the_run().name)] == [0] * PEOPLE
