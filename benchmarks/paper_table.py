@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.tables import show_table, spread
 from common.config import RunConfig
 from common.errors import ConsiliumError
 from common.files import read_json, write_json
+from deploy.cli import parse_assignments
 
 RESULTS = Path(__file__).parent / "results" / "paper_table.json"
 REPORTED = {
@@ -64,8 +64,7 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
         values["rounds"] = arguments.rounds
     if cell.endswith("-distributed"):
         values["min-cohort"] = hospitals  # nobody may be absent: the least noise
-    values |= dict(entry.split("=", 1) for entry in arguments.set)
-    return values
+    return values | parse_assignments(arguments.set)
 
 
 def key_of(values: Row, cell: str, hospitals: int) -> Row:
@@ -76,8 +75,8 @@ def key_of(values: Row, cell: str, hospitals: int) -> Row:
     return dict(zip(KEY, found, strict=True))
 
 
-def run_cell(values: Row, cell: str, hospitals: int) -> Row:
-    """One run, in a home of its own; its row."""
+def run_cell(values: Row, cell: str, hospitals: int, folder: Path) -> Row:
+    """One run, in a home of its own; its row. A model that is kept goes into ``folder``."""
     from deploy.inprocess import run_in_process
 
     home = Path(tempfile.mkdtemp(prefix="consilium-"))
@@ -104,7 +103,7 @@ def run_cell(values: Row, cell: str, hospitals: int) -> Row:
             "test_macro_auc": summary["test_macro_auc"], "source": summary["source"],
             "source_sha256": summary["source_sha256"],
         }  # fmt: skip
-        keep(home, row)
+        keep(home, row, folder)
     except ConsiliumError as error:
         row["error"] = error.what
     finally:
@@ -115,13 +114,12 @@ def run_cell(values: Row, cell: str, hospitals: int) -> Row:
     return row | {"wall_s": round(time.monotonic() - started, 1)}
 
 
-def keep(home: Path, row: Row) -> None:
-    """Keep the model of the first seed of each recipe under ten hospitals, if it is small."""
+def keep(home: Path, row: Row, folder: Path) -> None:
+    """Keep the model of a recipe's first seed, ten hospitals and size skew, if it is small."""
     (model,) = home.glob("runs/*/best.safetensors")
-    if row["seed"] or row["hospitals"] != 10 or model.stat().st_size > 5_000_000:
-        return
-    name = f"{row['cell']}-{row['partition']}-epsilon-{row['epsilon_asked']}.safetensors"
-    shutil.copyfile(model, RESULTS.parent / name)
+    told = (row["seed"], row["hospitals"], row["partition"], row["epsilon_asked"])
+    if told == (0, 10, "size-skew", 6.0) and model.stat().st_size < 5_000_000:
+        shutil.copyfile(model, folder / f"{row['cell']}.safetensors")
 
 
 def main() -> None:
@@ -144,7 +142,7 @@ def main() -> None:
     rows: list[Row] = read_json(arguments.out) if arguments.out.exists() else []
     if not arguments.markdown:
         rows = run_missing(arguments, rows)
-    show(rows, markdown=arguments.markdown)
+    show_table(table_of(rows), markdown=arguments.markdown)
 
 
 def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
@@ -168,7 +166,7 @@ def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
         key = key_of(values, cell, hospitals)
         if any(all(r[k] == v for k, v in key.items()) and "error" not in r for r in rows):
             continue
-        row = run_cell(values, cell, hospitals)
+        row = run_cell(values, cell, hospitals, arguments.out.parent)
         rows = [r for r in rows if any(r[k] != v for k, v in key.items())] + [row]
         write_json(arguments.out, rows)
         print(key, row.get("test_accuracy"), row.get("error", ""), row["wall_s"], flush=True)
@@ -189,31 +187,15 @@ def table_of(rows: Sequence[Row]) -> list[list[str]]:
         lines.append(
             [cell, str(hospitals), partition, model, f"{width:g}", str(rounds),
              "∞" if epsilon is None else f"{epsilon:g}", "–" if told is None else f"{told}",
-             spread([r["test_accuracy"] for r in good]), spread([r["test_macro_f1"] for r in good]),
+             figure(good, "test_accuracy"), figure(good, "test_macro_f1"),
              str(len(good)), f"{np.mean([r['wall_s'] for r in same]) / 60:.0f}"]
         )  # fmt: skip
     return lines
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, in %."""
-    if not values:
-        return "could not be run"
-    sd = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * np.mean(values):.1f}{sd}"
-
-
-def show(rows: Sequence[Row], *, markdown: bool = False) -> None:
-    """Print the table, for people or for a document."""
-    head, *lines = table_of(rows)
-    if markdown:
-        for line in (head, ["---"] * len(head), *lines):
-            print(f"| {' | '.join(line)} |")
-        return
-    table = Table(*head)
-    for line in lines:
-        table.add_row(*line)
-    Console(width=160).print(table)
+def figure(rows: Sequence[Row], name: str) -> str:
+    """Of the cells that could be run."""
+    return spread([r[name] for r in rows]) if rows else "could not be run"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.tables import show_table, spread
 from benchmarks.vectors.methods import BASES, base_of, centralised, federated_last, merged, repeated
 from benchmarks.vectors.world import Workers, config_of
 from common.files import read_json, write_json
@@ -46,7 +43,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the kept table, run nothing")
     arguments = parser.parse_args()
     if arguments.markdown:
-        show(read_json(arguments.out), markdown=True)
+        show_table(table_of(read_json(arguments.out)), markdown=True)
         return
     rows: list[Row] = []
     if arguments.out.exists() and not arguments.fresh:
@@ -66,7 +63,7 @@ def main() -> None:
                     print(cell, f"{time.monotonic() - started:.0f} s", flush=True)
     finally:
         workers.close()
-    show(rows)
+    show_table(table_of(rows))
 
 
 def present(rows: Sequence[Row], cell: Row, method: str) -> bool:
@@ -105,26 +102,12 @@ def table_of(rows: list[Row]) -> list[list[str]]:
         line = [method]
         for base, partition in columns:
             values = [
-                100 * r["test_accuracy"] for r in rows
+                r["test_accuracy"] for r in rows
                 if (r["method"], r["base"], r["partition"]) == (method, base, partition)
             ]  # fmt: skip
-            sd = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            line.append(f"{np.mean(values):.1f}{sd} (n={len(values)})" if values else "–")
+            line.append(f"{spread(values)} (n={len(values)})" if values else "–")
         lines.append(line)
     return lines
-
-
-def show(rows: list[Row], *, markdown: bool = False) -> None:
-    """Print the table, for people or for a document."""
-    head, *lines = table_of(rows)
-    if markdown:
-        for line in (head, ["---"] * len(head), *lines):
-            print(f"| {' | '.join(line)} |")
-        return
-    table = Table(*head)
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
 
 
 if __name__ == "__main__":

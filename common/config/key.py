@@ -40,7 +40,7 @@ class Key:
     def allowed(self) -> str:
         """The allowed values, for people."""
         if self.choices:
-            return ", ".join(self.choices) if len(self.choices) < 8 else "see meaning"
+            return ", ".join(c or "(none)" for c in self.choices) if len(self.choices) < 8 else "see meaning"
         if self.kind == "bool":
             return "true, false"
         if self.kind == "str":

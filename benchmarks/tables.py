@@ -1,0 +1,28 @@
+"""A benchmark's table, for people or for a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def show_table(lines: Sequence[Sequence[str]], *, markdown: bool = False) -> None:
+    """Print ``lines``, the first of which is the head."""
+    head, *rest = lines
+    if markdown:
+        for line in (head, ["---"] * len(head), *rest):
+            print(f"| {' | '.join(line)} |")
+        return
+    table = Table(*head)
+    for line in rest:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds (n − 1), in %; no deviation of one value."""
+    sd = f" ± {100 * np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+    return f"{100 * np.mean(shares):.1f}{sd}"

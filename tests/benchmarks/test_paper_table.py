@@ -1,0 +1,56 @@
+"""The paper's table: cells are whole runs, and one that is kept is not run again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import paper_table
+from common.files import read_json
+
+SMALL = [
+    "paper_table", "--hospitals", "4", "--width", "0.03125", "--rounds", "1", "--set",
+    "synthetic-size=240", "--set", "local-epochs=1", "--set", "partition-min-size=5", "--set",
+    "num-shares=4", "--set", "reconstruction-threshold=3",
+]  # fmt: skip
+
+
+def test_a_cell_is_a_whole_run_and_one_that_is_kept_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", [*SMALL, "--out", str(out), "--cells", "none", "--seeds", "0"])
+    paper_table.main()
+    (row,) = read_json(out)
+    assert (row["privacy"], row["secagg"], row["rounds"], row["epsilon"]) == (
+        "none",
+        False,
+        1,
+        None,
+    )
+    assert 0 <= row["test_accuracy"] <= 1
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*SMALL, "--out", str(out), "--cells", "none,secagg",
+                                      "--seeds", "0"])  # fmt: skip
+    paper_table.main()
+    again, new = read_json(out)
+    assert again == row
+    assert new["secagg"] is True
+    # Secure aggregation costs rounding, and nothing else.
+    assert abs(new["test_accuracy"] - row["test_accuracy"]) < 0.05
+    shown = capsys.readouterr().out
+    assert shown.count("'cell'") == 1
+
+
+def test_a_cell_that_cannot_be_run_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", [*SMALL, "--out", str(out), "--cells", "local", "--seeds", "0",
+                                      "--set", "quorum=1.0", "--set", "epsilon=0.3",
+                                      "--set", "min-cohort=5"])  # fmt: skip
+    paper_table.main()
+    (row,) = read_json(out)
+    assert "min-cohort" in row["error"]
