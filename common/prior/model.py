@@ -28,6 +28,8 @@ BIAS = 0.1
 RIDGE = 4.0
 """Added to the second moment's eigenvalues, in multiples of a unit vector's mean one."""
 _BATCH = 256
+_FILES = 4
+"""Files of features that a hospital keeps: of train and val, of two priors."""
 _KEPT = 64
 """Sets of pictures whose features a process keeps: a simulation's hospitals, train and val."""
 
@@ -104,10 +106,9 @@ def features_of(model: PriorHead, pictures: Tensor, folder: Path | None = None) 
     found = _read(path, len(pictures)) if path and path.exists() else None
     if found is None:
         model.features.eval()
-        found = torch.cat([model.features(part) for part in torch.split(pictures, _BATCH)])
+        found = _finite(torch.cat([model.features(part) for part in torch.split(pictures, _BATCH)]))
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            atomic_write(path, save({"features": found.numpy()}), mode=0o600)
+            _keep(path, found)
     _kept[key] = found
     if len(_kept) > _KEPT:
         _kept.popitem(last=False)
@@ -116,7 +117,7 @@ def features_of(model: PriorHead, pictures: Tensor, folder: Path | None = None) 
 
 def centred_features(model: PriorHead, pictures: Tensor, folder: Path | None = None) -> Tensor:
     """What the second moment is taken of: features less the released mean, of norm 1."""
-    return model.map.centred(features_of(model, pictures, folder))
+    return _finite(model.map.centred(features_of(model, pictures, folder)))
 
 
 def head_alone(
@@ -135,8 +136,26 @@ def head_alone(
     from common.model import set_weights
 
     set_weights(model, weights)
-    inputs = model.map(features_of(model, pictures, folder))
+    inputs = _finite(model.map(features_of(model, pictures, folder)))
     return model.head, {"weight": weights["head.weight"]}, inputs
+
+
+def _finite(features: Tensor) -> Tensor:
+    """Rows that are not finite as zeros: a crafted model must not make a round fail on a picture.
+
+    Such a failure would tell, without noise, that there is a picture on which it overflows.
+    """
+    wrong = ~torch.isfinite(features).all(dim=1, keepdim=True)
+    return features.masked_fill(wrong, 0.0)
+
+
+def _keep(path: Path, features: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic_write(path, save({"features": features.numpy()}), mode=0o600)
+    # Each other model that a server sends would leave one more.
+    oldest_last = sorted(path.parent.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime_ns)
+    for old in oldest_last[_FILES:]:
+        old.unlink(missing_ok=True)
 
 
 def _digest(model: PriorHead, pictures: Tensor) -> str:

@@ -14,6 +14,7 @@ from common.prior import model as prior_model
 from common.prior.features import PriorFeatures, PriorSpec
 from common.prior.model import (
     PriorHead,
+    centred_features,
     features_of,
     head_alone,
     on_prior,
@@ -102,3 +103,26 @@ def test_a_prior_of_another_shape_is_refused() -> None:
 def test_grey_pictures_are_refused() -> None:
     with pytest.raises(ModelError, match="colour"):
         build(ModelSpec(model="prior-head", channels=1))
+
+
+def test_a_crafted_prior_makes_no_round_fail_on_one_picture(pictures: torch.Tensor) -> None:
+    """Whether it overflows would hang on single pictures; such a picture counts as zeros."""
+    model = build(SPEC, seed=1)
+    assert isinstance(model, PriorHead)
+    weights = get_weights(model)
+    weights["matrix"] = np.full_like(weights["matrix"], 3e38)
+    for name in weights:
+        if name.startswith("features.networks"):
+            weights[name] = weights[name] * np.float32(1e30)
+    _, _, inputs = head_alone(model, weights, pictures)
+    assert bool(torch.isfinite(inputs).all())
+    assert bool(torch.isfinite(features_of(model, pictures)).all())
+    assert bool(torch.isfinite(centred_features(model, pictures)).all())
+
+
+def test_a_hospital_keeps_few_files_of_features(pictures: torch.Tensor, tmp_path: Path) -> None:
+    for seed in range(6):
+        model = build(SPEC, seed=seed)
+        assert isinstance(model, PriorHead)
+        features_of(model, pictures[:2], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
