@@ -20,7 +20,7 @@ import numpy as np
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.model import ModelSpec, Weights, build_for
-from common.prior.model import PriorHead, with_mean, with_whitening
+from common.prior.model import LOCAL_RIDGE, RIDGE, PriorHead, with_mean, with_whitening
 from common.privacy.distributed import NoiseShares
 from common.privacy.plan import (
     MEAN,
@@ -106,7 +106,8 @@ class ServerStep:
         if name == MEAN:
             return with_mean(weights, total, count)
         if name == SECOND_MOMENT:
-            return with_whitening(weights, total, count)
+            ridge = RIDGE if self.config.privacy == "distributed" else LOCAL_RIDGE
+            return with_whitening(weights, total, count, ridge=ridge)
         return self._stepped(weights, total / (self.config.sampling_rate * count), round)
 
     def _stepped(

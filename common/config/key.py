@@ -40,7 +40,8 @@ class Key:
     def allowed(self) -> str:
         """The allowed values, for people."""
         if self.choices:
-            return ", ".join(c or "(none)" for c in self.choices) if len(self.choices) < 8 else "see meaning"
+            shown = ", ".join(choice or "(none)" for choice in self.choices)
+            return shown if len(self.choices) < 8 else "see meaning"
         if self.kind == "bool":
             return "true, false"
         if self.kind == "str":

@@ -1,6 +1,6 @@
 """The classifier on a public prior: frozen features, whitened in the end, and a linear head.
 
-Only the head is trained: 8 × 385 parameters under the noise, where a network has hundreds of
+Only the head is trained: 8 × 301 parameters under the noise, where a network has hundreds of
 thousands. Mean and whitening are public figures by the time that they are in the model: releases
 with noise, or nothing (zero and the identity).
 """
@@ -25,8 +25,9 @@ from common.prior.head import Whitening, whitening
 
 BIAS = 0.1
 """What is appended to a picture's features of norm 1, before the whole is brought to norm 1."""
-RIDGE = 4.0
-"""Added to the second moment's eigenvalues, in multiples of a unit vector's mean one."""
+RIDGE, LOCAL_RIDGE = 1.0, 4.0
+"""Of a second moment with shared noise, and with local noise, of which there is more: added to the
+eigenvalues, in multiples of a unit vector's mean one. Chosen on validation images."""
 _BATCH = 256
 _FILES = 4
 """Files of features that a hospital keeps: of train and val, of two priors."""
@@ -81,11 +82,11 @@ def with_mean(
 
 
 def with_whitening(
-    weights: Mapping[str, np.ndarray], total: np.ndarray, count: float
+    weights: Mapping[str, np.ndarray], total: np.ndarray, count: float, *, ridge: float = RIDGE
 ) -> dict[str, np.ndarray]:
     """``weights`` after the release of the centred features' packed second moment ``total``."""
     mean = torch.from_numpy(np.array(weights["mean"], dtype=np.float32))
-    found = whitening(mean, torch.from_numpy(total), count, ridge=RIDGE, bias=BIAS)
+    found = whitening(mean, torch.from_numpy(total), count, ridge=ridge, bias=BIAS)
     return {**weights, "matrix": found.matrix.numpy()}
 
 

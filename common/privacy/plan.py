@@ -37,10 +37,10 @@ SPARE_ROUNDS = 3
 MEAN, SECOND_MOMENT = STATISTICS = ("feature-mean", "feature-second-moment")
 """What a run that whitens features releases of them before its first step, one a round."""
 
-_STATISTICS_NOISE = {MEAN: 30.0, SECOND_MOMENT: 3.0}
+_STATISTICS_NOISE = {MEAN: 30.0, SECOND_MOMENT: 2.25}
 _LOCAL_STATISTICS_NOISE = {MEAN: 30.0, SECOND_MOMENT: 6.0}
 """Their noise, in multiples of that of a single release that would cost the whole ε. Where noise is
-shared, a ninth of what a plan may spend (in 1/σ²) goes to the second moment; with local noise,
+shared, a fifth of what a plan may spend (in 1/σ²) goes to the second moment; with local noise,
 which a matrix bears less of, a thirty-sixth. Chosen on validation images (benchmarks/README.md)."""
 
 TRAIN, VAL = PARTS = ("train", "val")

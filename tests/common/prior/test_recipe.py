@@ -55,7 +55,7 @@ def test_the_recipe_learns_and_sends_everything_through_the_noise() -> None:
     made = fit_head(features, labels, classes=4, plan=plan, mu=1.5, count=1900, add_noise=add_noise)
     assert float((made.logits(features).argmax(1) == labels).float().mean()) > 0.9
     sigma = plan.gradient_noise(1.5)
-    assert seen == [20.0, 2.0, *[sigma * 0.2] * 30]
+    assert seen == [plan.mean_noise, plan.moment_noise, *[sigma * plan.clip] * 30]
     with_none = fit_head(
         features, labels, classes=4, plan=plan, mu=1.5, count=1900, add_noise=lambda t, _: 0 * t
     )
