@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from common.errors import ModelError
 from common.prior.handcrafted import statistics
-from common.prior.head import unit
 from common.prior.network import RingNet
 from common.prior.rings import dihedral_views
+from common.prior.whitening import unit
 
 _FAR = 5.0  # standard deviations; further is a fault of the picture, not news
 _VIEWS = 8

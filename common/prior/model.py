@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.errors import ModelError
 from common.files import atomic_write
 from common.prior.features import PriorFeatures, PriorSpec
-from common.prior.head import Whitening, whitening
+from common.prior.whitening import Whitening, whitening
 
 BIAS = 0.1
 """What is appended to a picture's features of norm 1, before the whole is brought to norm 1."""

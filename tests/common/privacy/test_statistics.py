@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import PrivacyError
-from common.prior.head import moment_matrix
+from common.prior.whitening import moment_matrix
 from common.privacy.plan import MEAN, SECOND_MOMENT, STATISTICS
 from common.privacy.statistics import NORM, statistic_length, statistic_sum
 

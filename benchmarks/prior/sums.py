@@ -1,36 +1,23 @@
-"""The mathematics of a private linear head on frozen features; no network, no protocol, no noise.
+"""Sums over pictures as hospitals make them, in one place and without the federation: to tune with.
 
-A hospital computes *sums over its pictures*, each picture's share bounded in L2 norm; somebody adds
-Gaussian noise to the total; the coordinator goes on with the noisy total alone. Three sums:
-
-1. :func:`feature_sum` (bound 1): the mean, to centre features with;
-2. :func:`moment_sum` (bound 1): the second moment, to whiten them with;
-3. :func:`gradient_sum` (bound C): softmax gradients, once a step, of every picture (q = 1).
-
-Each release at noise multiplier σ is a Gaussian mechanism with μ = 1/σ; with all pictures in every
-release, μ composes exactly: μ² = Σ 1/σᵢ² (Dong, Roth and Su 2019, "Gaussian Differential Privacy",
-corollary 3.3). Bounds are for adding or removing one picture. The number of pictures is private:
-every ``count`` below is an *announced* number, exact or not.
+Each picture's share is bounded in L2 norm; Gaussian noise is added to the total by whoever calls.
+Three sums: :func:`feature_sum` (bound 1), :func:`moment_sum` (bound 1), :func:`gradient_sum`
+(bound C). Each release at noise multiplier σ is a Gaussian mechanism with μ = 1/σ, and with all
+pictures in every release μ composes exactly: μ² = Σ 1/σᵢ² (Dong, Roth and Su 2019, *Gaussian
+Differential Privacy*, corollary 3.3).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.errors import PrivacyError
 
-# Norms are kept this little below their bound, so that float32 rounding never carries one over it.
 _INSIDE = 1 - 2**-20
-
-
-def unit(features: Tensor) -> Tensor:
-    """Scale each row (n, d) to norm 1, less one millionth (a row of zeros stays)."""
-    return functional.normalize(features, dim=1) * _INSIDE
+"""Clipped norms are kept this little below their bound: float32 never carries one over it."""
 
 
 def _bounded(features: Tensor) -> Tensor:
@@ -38,7 +25,7 @@ def _bounded(features: Tensor) -> Tensor:
     if not bool((norms <= 1).all()):  # NaN fails too
         raise PrivacyError(
             "A feature vector has a norm above 1 or is not a number.",
-            "Scale features with common.prior.head.unit first; the privacy bound rests on it.",
+            "Scale features with common.prior.whitening.unit first; the privacy bound rests on it.",
         )
     return features
 
@@ -61,16 +48,6 @@ def moment_sum(features: Tensor) -> Tensor:
     return (x.T @ x)[rows, columns] * scale
 
 
-def moment_matrix(packed: Tensor, d: int) -> Tensor:
-    """Undo the packing of :func:`moment_sum`: (d (d + 1) / 2,) -> symmetric (d, d)."""
-    rows, columns = torch.triu_indices(d, d)
-    full = torch.zeros(d, d, dtype=packed.dtype)
-    values = packed * torch.where(rows == columns, 1.0, math.sqrt(0.5)).to(packed)
-    full[rows, columns] = values
-    full[columns, rows] = values
-    return full
-
-
 def gradient_sum(features: Tensor, labels: Tensor, weights: Tensor, clip: float) -> Tensor:
     """Sum of per-picture softmax gradients, each clipped to L2 norm ``clip``.
 
@@ -88,48 +65,6 @@ def gradient_sum(features: Tensor, labels: Tensor, weights: Tensor, clip: float)
     error = error * (clip * _INSIDE / norms.clamp(min=clip))[:, None]
     total: Tensor = error.T @ features
     return total
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """A public map of unit features to whitened unit features, made from noisy sums alone.
-
-    Centre by ``mean`` (d,), scale to norm 1, apply ``matrix`` (d, k), scale to norm 1, and append
-    ``bias`` as one more feature, scaled so that the whole has norm 1 again.
-    """
-
-    mean: Tensor
-    matrix: Tensor
-    bias: float
-
-    def centred(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, d) of norm 1, what :func:`moment_sum` is taken of."""
-        return unit(features - self.mean)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, k + 1) of norm 1."""
-        x = unit(self.centred(features) @ self.matrix)
-        constant = torch.full((len(x), 1), self.bias, dtype=x.dtype)
-        return unit(torch.cat((x, constant), 1))
-
-
-def noisy_mean(total: Tensor, count: float) -> Tensor:
-    """The mean (d,) from a noisy :func:`feature_sum` and the announced count."""
-    return total / count
-
-
-def whitening(
-    mean: Tensor, packed: Tensor, count: float, *, ridge: float, bias: float
-) -> Whitening:
-    """Make the map from a noisy :func:`moment_sum` of centred features.
-
-    Eigenvalue λ is scaled by (max(λ, 0) + ridge / d)^(-1/2): ridge 1 is the mean eigenvalue of
-    unit features, and keeps directions that are all noise from being blown up.
-    """
-    d = len(mean)
-    values, vectors = torch.linalg.eigh((moment_matrix(packed, d) / count).double())
-    scale = (values.clamp(min=0) + ridge / d) ** -0.5
-    return Whitening(mean, (vectors * scale).to(mean).contiguous(), bias)
 
 
 class Descent:

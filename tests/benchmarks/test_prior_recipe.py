@@ -1,3 +1,5 @@
+"""The recipe of a private head: what it spends, and that all goes through the noise."""
+
 from __future__ import annotations
 
 import math
@@ -8,9 +10,9 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from torch import Tensor
 
+from benchmarks.prior.recipe import DISTRIBUTED, LOCAL, HeadPlan, fit_head, largest_mu, total_mu
 from common.errors import PrivacyError
-from common.prior.head import unit
-from common.prior.recipe import DISTRIBUTED, LOCAL, HeadPlan, fit_head, largest_mu, total_mu
+from common.prior.whitening import unit
 
 
 def test_a_plan_spends_exactly_its_mu() -> None:

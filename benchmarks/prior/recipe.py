@@ -14,8 +14,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from benchmarks.prior import sums
 from common.errors import PrivacyError
-from common.prior import head
+from common.prior.whitening import Whitening, unit, whitening
 
 AddNoise = Callable[[Tensor, float], Tensor]
 """(exact total, standard deviation σ × bound) -> noisy total. The callable may scale the noise up
@@ -69,7 +70,7 @@ LOCAL = HeadPlan(moment_noise=4.0, ridge=4.0, steps=100, clip=0.2)
 class LinearHead:
     """What training gives: the public whitening, and weights (classes, k + 1) for its features."""
 
-    whitening: head.Whitening
+    whitening: Whitening
     weights: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
@@ -92,12 +93,11 @@ def fit_head(
     ``features`` (n, d) of norm at most 1; ``count`` is the announced number of pictures. All that
     depends on pictures passes through ``add_noise``.
     """
-    mean = head.noisy_mean(add_noise(head.feature_sum(features), plan.mean_noise), count)
-    centred = head.unit(features - mean)
-    packed = add_noise(head.moment_sum(centred), plan.moment_noise)
-    whitening = head.whitening(mean, packed, count, ridge=plan.ridge, bias=plan.bias)
-    white = whitening(features)
-    descent = head.Descent(
+    mean = add_noise(sums.feature_sum(features), plan.mean_noise) / count
+    packed = add_noise(sums.moment_sum(unit(features - mean)), plan.moment_noise)
+    found = whitening(mean, packed, count, ridge=plan.ridge, bias=plan.bias)
+    white = found(features)
+    descent = sums.Descent(
         torch.zeros(classes, white.shape[1]),
         rate=plan.rate,
         count=count,
@@ -107,9 +107,9 @@ def fit_head(
     )
     deviation = plan.gradient_noise(mu) * plan.clip
     for _ in range(plan.steps):
-        total = head.gradient_sum(white, labels, descent.weights, plan.clip)
+        total = sums.gradient_sum(white, labels, descent.weights, plan.clip)
         descent.step(add_noise(total, deviation))
-    return LinearHead(whitening, descent.result())
+    return LinearHead(found, descent.result())
 
 
 def total_mu(multipliers: list[float]) -> float:
