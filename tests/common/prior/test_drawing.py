@@ -35,7 +35,7 @@ def test_every_kind_is_drawn_about_equally_often() -> None:
 
 def test_drawn_pictures_follow_what_the_books_say() -> None:
     """Platelets are small and pale, and the nucleus of a small lymphocyte fills its cell."""
-    cells = draw_cells(600, seed=2, chimeras=0.0)
+    cells = draw_cells(300, seed=2, chimeras=0.0)
     middle = cells.pictures[:, 0, 8:20, 8:20].float().mean((1, 2))  # red light: dyes of nuclei
     names = [s.name for s in STAGES]
     lymphocyte = middle[cells.stage == names.index("small lymphocyte")].mean()

@@ -25,15 +25,15 @@ def prior() -> PriorFeatures:
 
 @pytest.fixture(scope="module")
 def pictures() -> Tensor:
-    return to_unit(draw_cells(48, seed=9, size=20).pictures)
+    return to_unit(draw_cells(16, seed=9, size=20).pictures)
 
 
 def test_features_have_norm_one_and_ask_for_no_gradient(
     prior: PriorFeatures, pictures: Tensor
 ) -> None:
     out = prior(pictures.requires_grad_())
-    assert out.shape == (48, 24) and out.dtype == torch.float32 and not out.requires_grad
-    torch.testing.assert_close(out.norm(dim=1), torch.ones(48))
+    assert out.shape == (16, 24) and out.dtype == torch.float32 and not out.requires_grad
+    torch.testing.assert_close(out.norm(dim=1), torch.ones(16))
     assert not any(p.requires_grad for p in prior.parameters())
     assert len(prior(pictures[:0])) == 0
 
@@ -102,9 +102,9 @@ def test_pictures_of_another_shape_and_impossible_specs_are_refused(prior: Prior
 
 
 def test_training_a_network_lowers_its_loss() -> None:
-    cells, losses = draw_cells(640, seed=3, size=20), list[float]()
-    train_network(cells, width=8, steps=150, seed=0, report=lambda _, loss: losses.append(loss))
-    assert losses[-1] < 0.9 * losses[0]
+    cells, losses = draw_cells(256, seed=3, size=12), list[float]()
+    train_network(cells, width=8, steps=100, seed=0, report=lambda _, loss: losses.append(loss))
+    assert losses[-1] < 0.96 * losses[0]
 
 
 def test_rings_share_out_a_picture() -> None:
