@@ -12,7 +12,7 @@ def prior(
     out: Annotated[Path, typer.Option(help="Where the prior goes (.safetensors).")],
     seed: Annotated[int, typer.Option(help="Public: the same seed draws the same cells.")] = 0,
     pictures: Annotated[
-        int, typer.Option(help="Cells drawn for each of the two networks.", min=512)
+        int, typer.Option(help="Cells drawn for each of the two networks.", min=256)
     ] = 50_000,
     steps: Annotated[
         int, typer.Option(help="Training steps of each network, of 128 pictures.", min=1)
@@ -22,7 +22,8 @@ def prior(
     from common.prior.features import PriorSpec
     from common.prior.train import PriorBudget, make_prior, save_prior
 
-    budget = PriorBudget(pictures=pictures, steps=steps)
+    whitening = min(pictures, PriorBudget.whitening)
+    budget = PriorBudget(pictures=pictures, steps=steps, whitening=whitening)
     made = make_prior(PriorSpec(), seed=seed, budget=budget, report=typer.echo)
     command = f"consilium prior --seed {seed} --pictures {pictures} --steps {steps}"
     digest = save_prior(made, out, made_by=command)

@@ -1,0 +1,37 @@
+"""``consilium prior``: its file is what a run's base can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from common.config import RunConfig
+from common.errors import ModelError
+from common.model import ModelSpec
+from deploy.cli import cli
+from server_app.first_base import first_base
+
+
+def test_a_prior_that_the_command_made_is_the_base_of_a_run(tmp_path: Path) -> None:
+    out = tmp_path / "prior.safetensors"
+    told = CliRunner().invoke(
+        cli, ["prior", "--out", str(out), "--pictures", "256", "--steps", "2"]
+    )
+    assert told.exit_code == 0, told.output
+    assert "use it: recipe=prior-local" in told.output
+    config = RunConfig.parse({"recipe": "prior-local", "base": str(out)})
+    spec = ModelSpec.of(config, num_classes=5, channels=3)
+    base = first_base(config, spec)
+    assert base.weights["head.weight"].shape == (5, spec_dimension(base.weights) + 1)
+    assert not base.weights["head.weight"].any()
+    assert np.array_equal(base.weights["matrix"], np.eye(spec_dimension(base.weights)))
+    out.write_bytes(out.read_bytes()[:-1000])
+    with pytest.raises(ModelError):
+        first_base(config, spec)
+
+
+def spec_dimension(weights: dict[str, np.ndarray]) -> int:
+    return len(weights["mean"])
