@@ -68,6 +68,8 @@ def test_every_hospital_is_charged_one_step_a_round_at_the_runs_own_rate(privacy
     summary = json.loads((the_run() / "summary.json").read_text())
     assert summary["rounds"] == 3
     assert 0 < summary["epsilon"] <= 6.0
+    told = "one hospital's vector alone" in (the_run() / "report.html").read_text()
+    assert told == (privacy == "distributed") == bool(summary["epsilon_against"])
     models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 3)]
     assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
 

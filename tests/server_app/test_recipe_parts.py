@@ -1,0 +1,64 @@
+"""Recipe parts through whole runs: what is frozen stays, and all work with either noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from deploy.inprocess import run_in_process
+from server_app.run_store import runs_directory
+
+RUN: dict[str, Any] = {
+    "dataset": "synthetic", "synthetic-size": 300, "rounds": 1, "model-width": 0.03125,
+    "partition-min-size": 5, "epsilon": 6.0, "delta": 1e-3, "num-shares": 4, "min-cohort": 4,
+    "reconstruction-threshold": 3,
+}  # fmt: skip
+PEOPLE = 4
+
+
+def newest() -> Path:
+    return sorted(runs_directory().iterdir())[-1]
+
+
+@pytest.mark.parametrize("privacy", ["local", "distributed"])
+def test_frozen_parts_stay_as_in_the_base_and_all_else_is_trained(privacy: str) -> None:
+    run_in_process({**RUN, "privacy": "none", "secagg": False}, num_hospitals=PEOPLE)
+    base = newest()
+    run_in_process(
+        {**RUN, "privacy": privacy, "base": base.name, "frozen": "stem,block1", "seed": 1},
+        num_hospitals=PEOPLE,
+    )
+    assert newest() != base
+    before, after = load_file(base / "model.safetensors"), load_file(newest() / "model.safetensors")
+    for name, weights in before.items():
+        same = np.array_equal(weights, after[name])
+        assert same == name.startswith(("stem", "block1")), name
+
+
+@pytest.mark.parametrize("privacy", ["local", "distributed"])
+def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str) -> None:
+    run_in_process(
+        {**RUN, "privacy": privacy, "augmentation-multiplicity": 2, "clipping": "automatic",
+         "clipping-norm": 1.0, "residual-norm": True, "weight-standardisation": True, "ema": 0.9,
+         "test-views": "dihedral", "rounds": 2},
+        num_hospitals=PEOPLE,
+    )  # fmt: skip
+    summary = json.loads((newest() / "summary.json").read_text())
+    assert (summary["status"], summary["failed_rounds"]) == ("completed", [])
+    assert 0 < summary["epsilon"] <= 6.0
+    models = [load_file(newest() / f"round-{i:04d}.safetensors") for i in (0, 2)]
+    assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
+
+
+@pytest.mark.parametrize("model", ["resnet9-gn", "resnet18"])
+def test_the_papers_peers_train_under_privacy(model: str) -> None:
+    run_in_process(
+        {**RUN, "privacy": "local", "model": model, "model-width": 0.125, "secagg": False},
+        num_hospitals=2,
+    )
+    assert json.loads((newest() / "summary.json").read_text())["status"] == "completed"
