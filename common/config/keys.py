@@ -156,7 +156,7 @@ KEYS: tuple[Key, ...] = (
         meaning="where training starts: path of a .safetensors file (consilium pretrain makes "
         "one), or a run's id; empty: random weights (vectors: see allow-random-base)"),
     Key(name="allow-random-base", default=False,
-        meaning="vectors: merge vectors of random weights too; measured to fail (57 % where FedAvg "
+        meaning="vectors: merge vectors of random weights too; measured to fail (51 % where FedAvg "
         "had 82 %)"),
     Key(name="merge-rule", default="mean",
         meaning="vectors: NAME or NAME key=value …: mean, sum lambda=…, norm-equalised, ties "

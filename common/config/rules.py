@@ -163,7 +163,7 @@ def _vectors(c: RunConfig) -> None:
     if not c.base and not c.allow_random_base:
         raise ConfigError(
             "mode 'vectors' needs a pre-trained base: vectors trained from random weights do not "
-            "add up (57 % accuracy where the hospitals' models together had 85 %)",
+            "add up (51 % accuracy where the hospitals' models together had 84 %)",
             "set base to a file of `consilium pretrain`, or to the id of a fedavg run; "
             "allow-random-base=true to see it fail",
         )
