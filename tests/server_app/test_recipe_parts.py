@@ -25,7 +25,7 @@ def newest() -> Path:
     return sorted(runs_directory().iterdir())[-1]
 
 
-@pytest.mark.parametrize("privacy", ["local", "distributed"])
+@pytest.mark.parametrize("privacy", [pytest.param("local", marks=pytest.mark.slow), "distributed"])
 def test_frozen_parts_stay_as_in_the_base_and_all_else_is_trained(privacy: str) -> None:
     run_in_process({**RUN, "privacy": "none", "secagg": False}, num_hospitals=PEOPLE)
     base = newest()
@@ -40,7 +40,7 @@ def test_frozen_parts_stay_as_in_the_base_and_all_else_is_trained(privacy: str) 
         assert same == name.startswith(("stem", "block1")), name
 
 
-@pytest.mark.parametrize("privacy", ["local", "distributed"])
+@pytest.mark.parametrize("privacy", ["local", pytest.param("distributed", marks=pytest.mark.slow)])
 def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str) -> None:
     run_in_process(
         {**RUN, "privacy": privacy, "augmentation-multiplicity": 2, "clipping": "automatic",
@@ -55,6 +55,7 @@ def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str)
     assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet9-gn", "resnet18"])
 def test_the_papers_peers_train_under_privacy(model: str) -> None:
     run_in_process(

@@ -84,6 +84,7 @@ def test_refusals() -> None:
         make_images(np.array([8]), rng=np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_small_network_beats_a_linear_model(full: Dataset) -> None:
     """Raw pixels weighed linearly stay 15 points or more below a CNN after four epochs."""

@@ -70,6 +70,7 @@ def test_the_document_says_what_the_ledger_holds(path: Path) -> None:
             "run_epsilon": 8.0,
             "min_noise_multiplier": 0.4,
             "allow_non_private": False,
+            "shared_noise": False,
             "unit": "image",
             "metrics": "noised",
             "hold_days": 3.0,
@@ -104,6 +105,10 @@ def test_the_document_says_what_the_ledger_holds(path: Path) -> None:
             "rounds": 2,
             "local_epochs": 1,
             "batch_size": 40,
+            "sampling_rate": 0.0,
+            "min_cohort": 1,
+            "colluders": 0,
+            "whitening": False,
         },
         "mechanism": {
             "noise_multiplier": plan().noise_multiplier,
