@@ -24,7 +24,8 @@ does not apply is null.
   ``unit``, ``state`` (``active``, ``complete``: every planned round is used, ``closed``,
   ``hold expired``: it may go on only if its rest still fits, ``not private``), ``promise``
   (``epsilon``, ``delta``, ``clipping_norm``, ``rounds``, ``local_epochs``, ``batch_size``; for
-  rounds of server steps ``sampling_rate``, ``min_cohort``, ``colluders``, ``whitening``, else 0, 1, 0, false),
+  rounds of server steps ``sampling_rate``, ``min_cohort``, ``colluders``, ``whitening``, else 0, 1,
+  0, false),
   ``mechanism`` (``noise_multiplier``, ``sampling_rate``, ``steps_per_round``, ``train_count``,
   ``validation_noise_multiplier``, ``count_epsilon``), both null for a run that was not private;
   ``rounds_used``, ``rounds_planned``, ``validations_used``, ``validations_planned``, ``spent``

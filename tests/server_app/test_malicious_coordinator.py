@@ -168,7 +168,11 @@ def test_a_state_of_an_earlier_round_is_refused(
         assert set(context.state) == {"identity"}
 
 
-@pytest.mark.parametrize("stage", ["train", "share", "masked", "consistency", "unmask"])
+@pytest.mark.parametrize(
+    "stage",
+    ["train", "masked", *(pytest.param(s, marks=pytest.mark.slow)
+                          for s in ("share", "consistency", "unmask"))],
+)  # fmt: skip
 def test_every_end_of_a_round_wipes_also_for_who_dropped_in_the_last_one(stage: str) -> None:
     settings = {**TINY, "rounds": 1, "round-timeout": 4.0 if stage == "train" else 20.0}
     lost = Fault(at(stage, 3), drop_reply=True)

@@ -40,7 +40,7 @@ def test_frozen_parts_stay_as_in_the_base_and_all_else_is_trained(privacy: str) 
         assert same == name.startswith(("stem", "block1")), name
 
 
-@pytest.mark.parametrize("privacy", ["local", pytest.param("distributed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("privacy", [pytest.param("local", marks=pytest.mark.slow), "distributed"])
 def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str) -> None:
     run_in_process(
         {**RUN, "privacy": privacy, "augmentation-multiplicity": 2, "clipping": "automatic",

@@ -85,8 +85,11 @@ def test_the_server_is_sent_no_report_no_update_and_no_figure_of_one_hospital(
     assert np.bincount(body, minlength=256).std() < 4 * np.sqrt(8000 / 256)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("lost", ["drop_request", "drop_reply"])
+@pytest.mark.parametrize(
+    ("stage", "lost"),
+    [pytest.param(stage, lost, marks=pytest.mark.slow if lost == "drop_request" else ())
+     for stage in STAGES for lost in ("drop_request", "drop_reply")],
+)  # fmt: skip
 def test_one_of_five_may_drop_at_any_stage_and_is_named(stage: str, lost: str) -> None:
     fault = Fault(at(stage, 2), times=1, **{lost: True})
     settings = {**TINY, "round-timeout": 4.0 if stage == "train" else 20.0}
