@@ -38,10 +38,10 @@ def states(run: str) -> list[RunState]:
 
 
 def test_the_whole_run_costs_each_hospital_at_most_epsilon_by_both_accountants() -> None:
-    run_in_process(PRIVATE, num_hospitals=3)
+    run_in_process(PRIVATE, num_hospitals=2)
     summary = json.loads((the_run() / "summary.json").read_text())
     assert summary["accountants_agree"] is True
-    assert set(summary["epsilon_by_hospital"]) == {f"hospital-0{i}" for i in range(3)}
+    assert set(summary["epsilon_by_hospital"]) == {f"hospital-0{i}" for i in range(2)}
     for e in summary["epsilon_by_hospital"].values():
         assert 5.9 < e["prv"] <= 6.0
         assert 5.9 < e["pld"] <= 6.0
@@ -63,7 +63,7 @@ def test_each_round_and_each_models_figures_are_charged_once() -> None:
 
 
 def test_hospitals_of_different_sizes_calibrate_for_themselves() -> None:
-    run_in_process(PRIVATE, num_hospitals=4)
+    run_in_process(PRIVATE, num_hospitals=2)
     plans = [state.plan for state in states(the_run().name)]
     assert len({plan.sampling_rate for plan in plans}) > 1
     assert len({plan.noise_multiplier for plan in plans}) > 1

@@ -191,7 +191,7 @@ PRIOR: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("privacy", ["distributed", "local"])
+@pytest.mark.parametrize("privacy", ["distributed", pytest.param("local", marks=pytest.mark.slow)])
 def test_whitening_is_released_first_charged_once_and_part_of_the_model(privacy: str) -> None:
     values = {**PRIOR, "privacy": privacy, "server-step": True}
     run_in_process(values, num_hospitals=PEOPLE)
