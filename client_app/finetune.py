@@ -65,7 +65,7 @@ def fine_tune(offer: Offer, hospital: Hospital, context: Context) -> Item:
 
     With privacy, it is a run of its own in the ledger (:func:`ledger_run`), of one round.
     """
-    from client_app.work import tune
+    from client_app.tuning import tune
 
     outbox, identity = outbox_of(hospital, offer.run), vector_identity(hospital, context)
     name = ledger_run(offer, private=hospital.config.privacy != "none")

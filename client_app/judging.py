@@ -52,7 +52,7 @@ def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -
         has_roster=roster_of(context) is not None,
     )
     Cohorts(hospital, asked.run, asked.base).check(asked.models)
-    from client_app.work import compare
+    from client_app.tuning import compare
 
     gained, lost = compare(asked, hospital)
     message = secagg.advertise(

@@ -12,17 +12,16 @@ from functools import cached_property
 
 import numpy as np
 from flwr.app import Context, RecordDict
-from torch import nn
 
 from client_app import secagg
-from client_app.data import HospitalData, Part, data_of, model_spec
+from client_app.data import HospitalData, data_of, model_spec
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
-from common.messages import Comparison, Envelope, Job, Offer, Report
+from common.messages import Comparison, Envelope, Job, Report
 from common.model import ModelSpec, Weights, build, build_for, get_weights, weights_digest
 from common.prior.model import head_alone
 from common.privacy.figures import Figures
@@ -36,11 +35,10 @@ from common.training import (
     evaluate,
     train,
 )
-from common.vectors.base import is_floating
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class Work:
     """One job at one hospital, checked: what it is about and whether sums are secured."""
 
     job: Job
@@ -53,7 +51,7 @@ class _Work:
     """Which of several trainings with the same number of a round this is: another order."""
 
     @classmethod
-    def checked(cls, job: Job, hospital: Hospital, context: Context) -> _Work:
+    def checked(cls, job: Job, hospital: Hospital, context: Context) -> Work:
         """Of a round's job, before it is known whether its sums are secured."""
         if hospital.config.mode == "vectors":
             # What its own messages guard would otherwise be had by asking for a round.
@@ -62,10 +60,10 @@ class _Work:
                 "treat the server as hostile until this is explained",
             )
         data = data_of(hospital)
-        spec = _checked_spec(job, hospital, data)
+        spec = checked_spec(job, hospital, data)
         return cls(job, hospital, data, spec, context, None)
 
-    def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> _Work:
+    def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> Work:
         """The same with its invitation, checked; without one where the request, rightly, has none.
 
         ``length``, ``grid``: of a server step's sum.
@@ -93,13 +91,48 @@ class _Work:
 
     def validate(self) -> EvalResult:
         """The model's exact figures on the validation images: for the hospital's eyes only."""
-        val, threads = self.data.val, self.hospital.config.threads
+        val, config = self.data.val, self.hospital.config
         model, weights, inputs = head_alone(
             build(self.spec), self.job.weights, val.images, kept_features(self.hospital)
         )
-        return evaluate(model, weights, inputs, val.labels, threads=threads)
+        return evaluate(
+            model, weights, inputs, val.labels, threads=config.threads, precision=config.precision
+        )
 
-    def moved(self, update: Weights) -> _Work:
+    def train(self, run: PrivateRun | None) -> TrainResult:
+        """Train the model on the hospital's training images: as ``run`` says, or without privacy.
+
+        In a simulation with ``simulated-delay`` it begins later, the more so the higher its number.
+        """
+        c, job, part = self.hospital.config, self.job, self.data.train
+        if self.hospital.own is None and c.simulated_delay:
+            time.sleep(
+                c.simulated_delay * self.hospital.partition_id / self.hospital.num_partitions
+            )
+        settings = TrainSettings(
+            epochs=c.local_epochs,
+            batch_size=c.batch_size,
+            learning_rate=c.learning_rate_of(job.round),
+            optimizer=c.optimizer,
+            threads=c.threads,
+            privacy=None if run is None else run.step(),
+            precision=c.precision,
+            schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
+        )
+        # Another order of batches for each hospital and round, the same for the same seed.
+        number = job.round + self.draw
+        parts = np.random.SeedSequence([c.seed, number, self.hospital.partition_id])
+        return train(
+            build_for(c, self.spec),
+            job.weights,
+            part.images,
+            part.labels,
+            settings,
+            seed=int(parts.generate_state(1)[0]),
+            units=None if run is None else part.shared_units(run.plan.promise.unit),
+        )
+
+    def moved(self, update: Weights) -> Work:
         """The same work on the model after ``update``."""
         weights = {
             name: (array + update[name]).astype(array.dtype)
@@ -130,23 +163,23 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     Under secure aggregation the answer holds this round's public keys only; update and figures
     stay at the node, to be masked. PolicyRefusal if the request would bypass it.
     """
-    work = _Work.checked(job, hospital, context)
+    work = Work.checked(job, hospital, context)
     if hospital.config.server_step:
         return _step(work)
     work = work.invited(TRAIN)
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         figures = work.exact_figures()
-        result = _train(work, None)
+        result = work.train(None)
         weight = len(work.data.train)
         return _updated(work, figures, result.update, weight, train_loss=result.loss * weight)
     with admitted(job.run, hospital, work.data) as run:
-        update = run.update(job.round, work.model, lambda: _train(work, run).update)
+        update = run.update(job.round, work.model, lambda: work.train(run).update)
         figures = work.private_figures(run)
         return _updated(work, figures, update, run.plan.train_count)
 
 
-def _step(work: _Work) -> RecordDict:
+def _step(work: Work) -> RecordDict:
     """One hospital's part of a server step, or of a statistic: a clipped sum with its noise.
 
     Drawn and charged anew each time that it is asked for (:mod:`client_app.private`).
@@ -165,89 +198,9 @@ def _step(work: _Work) -> RecordDict:
         return _answer(work, figures, values, run.plan.train_count)
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """A fine-tuned base: what :class:`common.vectors.TaskVector` is made of.
-
-    ``images``: how many trained it, with noise under privacy; ``metrics``: sums over the
-    hospital's validation images, of the base (``val-…``) and of the fine-tuned model
-    (``tuned-…``), noised or left out as the policy says; none where hospitals judge candidates.
-    """
-
-    values: Weights
-    images: int
-    epsilon: float | None
-    delta: float | None
-    metrics: Mapping[str, float]
-
-
-def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned:
-    """Fine-tune ``offer``'s base as one round by itself, under the name ``name`` in the ledger.
-
-    ε, δ and the schedule of the run config are those of this one vector. Refusals as those of
-    :func:`train_job`.
-    """
-    hospital = replace(hospital, config=replace(hospital.config, rounds=1))
-    job = Job(name, 1, offer.model_digest, offer.weights)
-    data = data_of(hospital)
-    spec = _checked_spec(job, hospital, data)
-    work = _Work(job, hospital, data, spec, context, None, draw=offer.version)
-    if hospital.config.privacy == "none":
-        note_non_private(name, hospital, data)
-        update = _train(work, None).update
-        metrics: dict[str, float] = {}
-        if hospital.config.judged_by != "hospitals":  # else figures are told in sums only
-            metrics = _figures("val", work.exact_figures())
-            metrics |= _figures("tuned", work.moved(update).exact_figures())
-        return Tuned(_floating(update, offer), len(data.train), None, None, metrics)
-    with admitted(name, hospital, data) as run:
-        update = run.update(1, work.model, lambda: _train(work, run).update)
-        metrics = _figures("val", work.private_figures(run))
-        metrics |= _figures("tuned", work.moved(update).private_figures(run))
-        spent, delta = run.ledger.spent_by_run(name).value, hospital.config.delta
-        return Tuned(_floating(update, offer), run.plan.train_count, spent, delta, metrics)
-
-
-def _floating(update: Weights, offer: Offer) -> Weights:
-    """Without the counters of batch norm, which no vector carries."""
-    return {name: update[name] for name in sorted(update) if is_floating(offer.weights[name])}
-
-
-def _figures(name: str, figures: Figures) -> dict[str, float]:
-    if figures.examples <= 0:
-        return {}
-    return {f"{name}-{key}": float(value) for key, value in _named(figures).items()}
-
-
-def compare(asked: Comparison, hospital: Hospital) -> tuple[int, int]:
-    """(images that only the candidate gets right, that only the current base does).
-
-    Of the hospital's validation images: exact counts, for a secured sum and nothing else.
-    ConfigError for a model that is not the run's; NotAllowed where the policy forbids to work
-    without privacy.
-    """
-    data = data_of(hospital)
-    model = build(_checked_spec(asked, hospital, data))
-    note_non_private(asked.run, hospital, data)
-    before, after = (
-        _right(model, weights, data.val, hospital.config.threads)
-        for weights in (asked.current, asked.candidate)
-    )
-    return int((after & ~before).sum()), int((before & ~after).sum())
-
-
-def _right(
-    model: nn.Module, weights: Mapping[str, np.ndarray], part: Part, threads: int
-) -> np.ndarray:
-    """(N,) bool: which images get their own label."""
-    found = evaluate(model, weights, part.images, part.labels, threads=threads)
-    right: np.ndarray = found.probabilities.argmax(1) == part.labels.numpy()
-    return right
-
-
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images; nothing is trained."""
-    work = _Work.checked(job, hospital, context).invited(VALIDATE)
+    work = Work.checked(job, hospital, context).invited(VALIDATE)
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         return _answer(work, work.exact_figures())
@@ -256,11 +209,11 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
 
 
 def _updated(
-    work: _Work, figures: Figures, update: Weights, weight: int, *, train_loss: float | None = None
+    work: Work, figures: Figures, update: Weights, weight: int, *, train_loss: float | None = None
 ) -> RecordDict:
     """The report in the clear; or this round's keys, and the rest to be masked."""
     if work.binding is None:
-        metrics = _metrics(figures) | {"examples": float(weight)}
+        metrics = sums("val", figures) | {"examples": float(weight)}
         if train_loss is not None:
             metrics["train-loss-sum"] = train_loss
         return Report(work.job.run, work.job.round, work.hospital.name, metrics, update).to_record()
@@ -273,7 +226,7 @@ def _updated(
 
 
 def _answer(
-    work: _Work,
+    work: Work,
     figures: Figures,
     values: Mapping[str, np.ndarray] | None = None,
     weight: int = 1,
@@ -281,32 +234,29 @@ def _answer(
     """The figures in the clear; or this round's keys, and figures and ``values`` to be masked."""
     job, hospital = work.job, work.hospital
     if work.binding is None:
-        return Report(job.run, job.round, hospital.name, _metrics(figures)).to_record()
+        return Report(job.run, job.round, hospital.name, sums("val", figures)).to_record()
     if secagg.validated_before(hospital, bytes.fromhex(work.model)):
         figures = Figures(0, 0.0, 0.0)
     exact_counts = hospital.config.privacy == "none"
-    sums = {
+    counted = {
         "val-examples": np.array([figures.examples]),
         "val-correct": np.array([int(figures.correct) if exact_counts else figures.correct]),
         "val-loss-sum": np.array([figures.loss_sum]),
     }
-    return _keys(work, work.binding, {**(values or {}), **sums}, weight=weight)
+    return _keys(work, work.binding, {**(values or {}), **counted}, weight=weight)
 
 
-def _metrics(figures: Figures) -> dict[str, float]:
-    return {f"val-{name}": float(value) for name, value in _named(figures).items()}
-
-
-def _named(figures: Figures) -> Mapping[str, float]:
+def sums(name: str, figures: Figures) -> dict[str, float]:
+    """``figures`` as a record carries them: ``NAME-examples``, ``-correct`` and ``-loss-sum``."""
     return {
-        "examples": figures.examples,
-        "correct": figures.correct,
-        "loss-sum": figures.loss_sum,
+        f"{name}-examples": float(figures.examples),
+        f"{name}-correct": float(figures.correct),
+        f"{name}-loss-sum": float(figures.loss_sum),
     }
 
 
 def _keys(
-    work: _Work, binding: RoundBinding, values: Mapping[str, np.ndarray], *, weight: int
+    work: Work, binding: RoundBinding, values: Mapping[str, np.ndarray], *, weight: int
 ) -> RecordDict:
     message = secagg.advertise(
         work.context,
@@ -319,7 +269,8 @@ def _keys(
     return Envelope(message).to_record()
 
 
-def _checked_spec(job: Job | Comparison, hospital: Hospital, data: HospitalData) -> ModelSpec:
+def checked_spec(job: Job | Comparison, hospital: Hospital, data: HospitalData) -> ModelSpec:
+    """The model that fits ``data``; ConfigError unless it is the one that the server sent."""
     spec = model_spec(hospital.config, data)
     if spec.digest() != job.model_digest:
         raise ConfigError(
@@ -327,31 +278,3 @@ def _checked_spec(job: Job | Comparison, hospital: Hospital, data: HospitalData)
             "use the same model, width, classes and colour channels everywhere",
         )
     return spec
-
-
-def _train(work: _Work, run: PrivateRun | None) -> TrainResult:
-    c, job, part = work.hospital.config, work.job, work.data.train
-    if work.hospital.own is None and c.simulated_delay:
-        time.sleep(c.simulated_delay * work.hospital.partition_id / work.hospital.num_partitions)
-    settings = TrainSettings(
-        epochs=c.local_epochs,
-        batch_size=c.batch_size,
-        learning_rate=c.learning_rate_of(job.round),
-        optimizer=c.optimizer,
-        threads=c.threads,
-        privacy=None if run is None else run.step(),
-        precision=c.precision,
-        schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
-    )
-    # Another order of batches for each hospital and round, the same for the same seed.
-    number = job.round + work.draw
-    parts = np.random.SeedSequence([c.seed, number, work.hospital.partition_id])
-    return train(
-        build_for(c, work.spec),
-        job.weights,
-        part.images,
-        part.labels,
-        settings,
-        seed=int(parts.generate_state(1)[0]),
-        units=None if run is None else part.shared_units(run.plan.promise.unit),
-    )

@@ -8,6 +8,7 @@ division by the *announced* batch size (the real one is private).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,15 @@ from common.privacy.clipping import CLIPPINGS, FLAT
 from common.privacy.engine import SecureDPOptimizer, images_at_once, make_private
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
-from common.privacy.views import DIHEDRAL, SINGLE, TEST_VIEWS, dihedral
+from common.privacy.views import (
+    DIHEDRAL,
+    SINGLE,
+    TEST_VIEWS,
+    SeededUniform,
+    apply_views,
+    dihedral,
+    draw_views,
+)
 from common.schedule import learning_rate_factor
 
 
@@ -55,9 +64,9 @@ class PrivateStep:
     """Batches of one call to ``train``."""
     expected_batch_size: float
     """In privacy units: what the noisy sum is divided by, whatever the batch really holds."""
-    views: int = 1
+    views: int = 0
     """K: an image's gradient is the mean over K random views of it (augmentation multiplicity, De
-    et al. 2022, §3.4), taken before clipping; 1: of the image itself."""
+    et al. 2022, §3.4), taken before clipping; 0: of the image itself."""
     clipping: str = FLAT
     """The clipping rule, of :data:`common.privacy.clipping.CLIPPINGS`."""
 
@@ -67,14 +76,14 @@ class PrivateStep:
             all(math.isfinite(x) and x > 0 for x in positive)
             and 0 < self.sampling_rate <= 1
             and self.steps >= 1
-            and self.views >= 1
+            and self.views >= 0
             and self.clipping in CLIPPINGS
         )
         if not ok:
             raise PrivacyError(
                 f"{self} is no private training",
-                "use σ, C and an expected batch size > 0, a sampling rate in (0, 1], steps and "
-                f"views ≥ 1 and one of the clippings {', '.join(CLIPPINGS)}",
+                "use σ, C and an expected batch size > 0, a sampling rate in (0, 1], steps "
+                f"≥ 1, views ≥ 0 and one of the clippings {', '.join(CLIPPINGS)}",
             )
 
 
@@ -82,8 +91,8 @@ class PrivateStep:
 class TrainSettings:
     """How one hospital trains in one round.
 
-    With ``privacy`` set, ``epochs`` and ``batch_size`` are not used: the steps and the size of
-    a batch are ``privacy``'s public figures.
+    With ``privacy`` set, ``epochs``, ``batch_size`` and ``views`` are not used: the steps, the
+    size of a batch and the views are ``privacy``'s public figures.
     """
 
     epochs: int
@@ -97,6 +106,9 @@ class TrainSettings:
     weights and optimizer stay float32. Without privacy only."""
     schedule: str = "constant"
     """How the learning rate falls over the steps of this call (:mod:`common.schedule`)."""
+    views: int = 0
+    """K ≥ 1: each image comes as K random views of itself (:mod:`common.privacy.views`), drawn anew
+    in each pass; 0: as it is."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,13 @@ def use_threads(n: int) -> None:
         torch.set_num_threads(n)
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use: fewer than there are, where it is bound to some."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     # Fused: one pass over the parameters; Opacus hands its optimizers gradients one by one.
     how: dict[str, Any] = {"lr": settings.learning_rate, "fused": settings.privacy is None}
@@ -153,12 +172,19 @@ def _make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Op
 
 
 def _shuffled(
-    images: Tensor, labels: Tensor, batch_size: int, epochs: int, seed: int
+    images: Tensor, labels: Tensor, settings: TrainSettings, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)  # batches without DP: no secret
-    for _ in range(epochs):
-        for chosen in torch.split(torch.randperm(len(labels), generator=generator), batch_size):
-            yield images[chosen], labels[chosen]
+    random, k = SeededUniform(seed), settings.views
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(labels), generator=generator)
+        for chosen in torch.split(order, settings.batch_size):
+            if not k:
+                yield images[chosen], labels[chosen]
+                continue
+            of = chosen.repeat_interleave(k)
+            views = draw_views(len(chosen), k, random).view(-1, 3)
+            yield apply_views(images[of], views), labels[of]
 
 
 def train(
@@ -192,7 +218,7 @@ def train(
     model.train()
     use_threads(settings.threads)
     if settings.privacy is None:
-        batches = _shuffled(images, labels, settings.batch_size, settings.epochs, seed)
+        batches = _shuffled(images, labels, settings, seed)
         optimizer = _make_optimizer(model, settings)
         planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
         rate = StepRate(settings, planned)
@@ -330,12 +356,14 @@ def evaluate(
     threads: int = 1,
     batch_size: int = 256,
     views: str = SINGLE,
+    precision: str = "float32",
 ) -> EvalResult:
     """Loss, accuracy and class probabilities of ``weights`` on ``images``, no gradient taken.
 
     With ``views`` ``dihedral`` an image's probabilities are the mean over its eight flips and
     quarter turns, so that they do not depend on how it lies; loss and accuracy are of that mean,
-    and it takes eight times as long. ModelError for views that are none of
+    and it takes eight times as long. ``precision`` as of :class:`TrainSettings`; losses and
+    probabilities are float32 in any case. ModelError for views that are none of
     :data:`~common.privacy.views.TEST_VIEWS`.
     """
     if views not in TEST_VIEWS:
@@ -344,15 +372,17 @@ def evaluate(
     model.eval()
     use_threads(threads)
     loss, outputs = 0.0, []
-    with torch.no_grad():
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.no_grad(), half:
         for x, y in zip(
             torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
         ):
             if views == DIHEDRAL:
-                seen = torch.stack([F.log_softmax(model(view), dim=1) for view in dihedral(x)])
+                each = (model(view).float() for view in dihedral(x))
+                seen = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
                 logits = seen.logsumexp(0)  # of the mean softmax, up to a constant
             else:
-                logits = model(x)
+                logits = model(x).float()
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
             outputs.append(F.softmax(logits, dim=1))
     probabilities = torch.cat(outputs).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from common.errors import ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
+from common.training import usable_cores
 from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
@@ -66,9 +66,14 @@ class Coordinator:
         evaluator = None
         if setting.test is not None:
             # Hospitals wait meanwhile, and no model depends on it: all cores.
-            cores = os.cpu_count() or 1
+            cores = usable_cores()
             evaluator = Evaluator(
-                spec, setting.test, setting.class_names, threads=cores, views=config.test_views
+                spec,
+                setting.test,
+                setting.class_names,
+                threads=cores,
+                views=config.test_views,
+                precision=config.precision,
             )
         if config.secagg and roster is None:
             progress.say(

@@ -21,7 +21,8 @@ class Evaluator:
     """Measures models of one specification on one test set.
 
     ``views`` is of :data:`common.privacy.views.TEST_VIEWS`: with ``dihedral``, figures are those
-    of each image's class probabilities averaged over its flips and quarter turns.
+    of each image's class probabilities averaged over its flips and quarter turns. ``precision``
+    as of :class:`common.training.TrainSettings`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Evaluator:
         *,
         threads: int = 1,
         views: str = SINGLE,
+        precision: str = "float32",
     ) -> None:
         self._model = build(spec)
         self._images: Tensor = to_tensor(test.images)
@@ -39,12 +41,16 @@ class Evaluator:
         self._class_names = class_names
         self._threads = threads
         self._views = views
+        self._precision = precision
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """All figures of ``weights``, JSON-ready; see :func:`figures`."""
         model, weights, inputs = head_alone(self._model, weights, self._images)
         views = self._views if inputs is self._images else SINGLE  # a prior's features are of all
-        result = evaluate(model, weights, inputs, self._labels, threads=self._threads, views=views)
+        result = evaluate(
+            model, weights, inputs, self._labels,
+            threads=self._threads, views=views, precision=self._precision,
+        )  # fmt: skip
         shown = figures(self._labels.numpy(), result.probabilities, self._class_names)
         return {"loss": result.loss_sum / result.examples, **shown}
 

@@ -50,6 +50,9 @@ KEYS: tuple[Key, ...] = (
         meaning="Dirichlet concentration; smaller is more skewed"),
     Key(name="partition-min-size", default=20, low=2, high=1_000_000,
         meaning="fewest images a simulated hospital may hold; less is refused"),
+    Key(name="validation-fraction", default=0.2, low=0.02, high=0.5,
+        meaning="share of its images that a simulated hospital holds out to validate by (the "
+        "paper: 0.2); real hospitals always a fifth"),
     Key(name="rounds", default=36, low=1, high=100_000,
         meaning="synchronous rounds (the paper: 50)"),
     Key(name="fraction", default=1.0, low=0.0, low_open=True, high=1.0,
@@ -129,9 +132,10 @@ KEYS: tuple[Key, ...] = (
     Key(name="clipping", default="flat", choices=("flat", "automatic"),
         meaning="flat: longer gradients are scaled down to clipping-norm; automatic: all are "
         "scaled to nearly it (Bu et al. 2022), so that it need not be tuned"),
-    Key(name="augmentation-multiplicity", default=1, low=1, high=64,
-        meaning="under DP: flipped, turned and shifted views of each image, whose gradients are "
-        "averaged before clipping (De et al. 2022); costs time, no privacy"),
+    Key(name="augmentation-multiplicity", default=0, low=0, high=64,
+        meaning="so many random views of each image (flipped, turned, shifted) stand for it in a "
+        "step; under DP their gradients are averaged before clipping (De et al. 2022); 0: the "
+        "image as it is; costs time, no privacy"),
     Key(name="secagg", default=True,
         meaning="secure aggregation: the server sees only sums over the hospitals; mode=vectors "
         "needs false, said aloud"),

@@ -73,15 +73,13 @@ def _recipe_parts(c: RunConfig) -> None:
             "'ema' and 'frozen' are for synchronous rounds, and mode is 'vectors'",
             "leave them out, or set mode=fedavg",
         )
-    private_only = c.augmentation_multiplicity > 1 or c.clipping != "flat"
-    if c.privacy == "none" and private_only:
+    if c.privacy == "none" and c.clipping != "flat":
         raise ConfigError(
-            "'augmentation-multiplicity' and 'clipping' are of private training, and privacy is "
-            "'none'",
-            "leave them out, or set privacy=local or distributed",
+            "'clipping' is of private training, and privacy is 'none'",
+            "leave it out, or set privacy=local or distributed",
         )
     if c.model == "prior-head" and (
-        c.augmentation_multiplicity > 1 or c.residual_norm or c.weight_standardisation or c.frozen
+        c.augmentation_multiplicity or c.residual_norm or c.weight_standardisation or c.frozen
     ):
         raise ConfigError(
             "model 'prior-head' trains a linear head alone: views, norms and frozen parts are of "

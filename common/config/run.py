@@ -33,6 +33,7 @@ class RunConfig:
     partition: str
     partition_alpha: float
     partition_min_size: int
+    validation_fraction: float
     rounds: int
     fraction: float
     quorum: float

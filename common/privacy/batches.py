@@ -29,7 +29,7 @@ class Part:
     last: bool = False
     """Whether the batch ends here."""
     views: int = 1
-    """K: a unit's gradient is the sum over its rows here / K."""
+    """Rows that stand for one image: a unit's gradient is the sum over its rows here / this."""
 
 
 class PoissonBatches:
@@ -40,10 +40,10 @@ class PoissonBatches:
     image is of; None: each its own. A part holds at most ``most_images``, and whole units: only
     one that alone is larger is spread over several. Not thread-safe.
 
-    With ``views`` K > 1 every image comes as K random views of itself
+    With ``views`` K ≥ 1 every image comes as K random views of itself
     (:mod:`common.privacy.views`), drawn anew for each batch; ``most_images`` counts views then,
-    and parts always tell their units. PrivacyError for K below 1 and for images that have no
-    quarter turns.
+    and parts always tell their units. With 0 it comes as it is. PrivacyError for K below 0 and
+    for images that have no quarter turns.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class PoissonBatches:
         random: SecureRandom,
         units: Tensor | None = None,
         most_images: int = 1024,
-        views: int = 1,
+        views: int = 0,
     ) -> None:
-        if views < 1:
-            raise PrivacyError(f"{views} views of each image", "use views ≥ 1")
-        if views > 1:
+        if views < 0:
+            raise PrivacyError(f"{views} views of each image", "use views ≥ 0")
+        if views:
             check_square(images)
         self.dataset = TensorDataset(images, labels)
         self.sampling_rate = sampling_rate
@@ -85,7 +85,9 @@ class PoissonBatches:
         """One batch: the units ``chosen``, at most ``most_images`` images at a time."""
         waiting: Part | None = None
         images, labels = self.dataset.tensors
-        for rows, units, finished in self._divide(chosen, max(1, self.most_images // self.views)):
+        for rows, units, finished in self._divide(
+            chosen, max(1, self.most_images // max(1, self.views))
+        ):
             for part in self._seen(images[rows], labels[rows], units, finished):
                 if waiting is not None:
                     yield waiting
@@ -98,7 +100,7 @@ class PoissonBatches:
     ) -> Iterator[Part]:
         """The images as they are, or K views of each; in pieces where one image's are too many."""
         n, k = len(labels), self.views
-        if k == 1:
+        if k == 0:
             yield Part(images, labels, units, finished)
             return
         units = torch.arange(n) if units is None else units

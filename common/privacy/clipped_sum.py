@@ -32,14 +32,14 @@ def clipped_sum(
     random: SecureRandom,
     units: Tensor | None = None,
     criterion: Criterion = F.cross_entropy,
-    views: int = 1,
+    views: int = 0,
     clipping: str = FLAT,
 ) -> Tensor:
     """Σ f(‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
 
     g_u is the gradient of the *sum* of the unit's losses at ``start``, f the factor of the
     ``clipping`` rule (:mod:`common.privacy.clipping`), by default min(1, C / ‖g_u‖); coordinates
-    are those of ``model.parameters()`` that are trained, in their order. With ``views`` K > 1 an
+    are those of ``model.parameters()`` that are trained, in their order. With ``views`` K ≥ 1 an
     image's loss is the mean over K random views of it (:mod:`common.privacy.views`). ``units`` as
     in :func:`common.training.train`. A unit whose gradient is not finite counts as none. Raises
     PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`).

@@ -9,12 +9,13 @@ answers over the eight flips and turns when it is tested.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import PrivacyError
-from common.privacy.randomness import SecureRandom
 
 LARGEST_SHIFT = 2
 """Pixels, in each direction; what comes in at the edge repeats the edge."""
@@ -26,17 +27,36 @@ SINGLE, DIHEDRAL = TEST_VIEWS = ("single", "dihedral")
 """Of which views an image's class probabilities are the mean when it is tested."""
 
 
-def draw_views(images: int, views: int, random: SecureRandom) -> Tensor:
+class Uniform(Protocol):
+    """A source of random numbers, such as :class:`common.privacy.randomness.SecureRandom`."""
+
+    def uniform(self, n: int) -> np.ndarray:
+        """``n`` float64 uniform on [0, 1)."""
+
+
+class SeededUniform:
+    """The same numbers for the same seed: for training *without* privacy only."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def uniform(self, n: int) -> np.ndarray:
+        """``n`` float64 uniform on [0, 1)."""
+        return self._generator.random(n)
+
+
+def draw_views(images: int, views: int, random: Uniform) -> Tensor:
     """``views`` random views for each of ``images`` images: (images, views, 3) int64.
 
     Each is (flip and turn, shift down, shift right). An image's flips and turns are dealt in
     random order, so eight views hold each of the eight once; shifts are independent.
 
-    The randomness must be unknown to whoever sees the noisy sum, though it is not private: with
-    views that each image draws by itself, one image less leaves the distribution of all others'
-    as it was, and the sum is a mixture of mechanisms of sensitivity C, each with the same ε. Were
-    the seed known, one image less would shift the stream, so that all later images' views and
-    gradients changed as well: of the sum given the seed, the sensitivity would be many times C.
+    Under privacy the randomness must be unknown to whoever sees the noisy sum, though it is not
+    private: with views that each image draws by itself, one image less leaves the distribution of
+    all others' as it was, and the sum is a mixture of mechanisms of sensitivity C, each with the
+    same ε. Were the seed known, one image less would shift the stream, so that all later images'
+    views and gradients changed as well: of the sum given the seed, the sensitivity would be many
+    times C.
     """
     order = torch.from_numpy(random.uniform(images * _TURNS)).view(images, _TURNS).argsort(1)
     turns = order[:, torch.arange(views) % _TURNS]
@@ -75,7 +95,7 @@ def check_square(images: Tensor) -> None:
     if images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise PrivacyError(
             f"images of shape {tuple(images.shape[1:])} have no quarter turns",
-            "use square images, or views=1",
+            "use square images, or augmentation-multiplicity=0",
         )
 
 

@@ -27,9 +27,9 @@ from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retrie
 log = logging.getLogger("consilium.apps")
 
 PRELOADED = (
-    "client_app.work", "client_app.private", "client_app.secagg", "client_app.egress",
-    "common.datasets", "PIL.Image", "cryptography.hazmat.backends.openssl", "encodings.cp437",
-    "_strptime",
+    "client_app.work", "client_app.tuning", "client_app.private", "client_app.secagg",
+    "client_app.egress", "common.datasets", "PIL.Image", "cryptography.hazmat.backends.openssl",
+    "encodings.cp437", "_strptime",
 )  # fmt: skip
 """Imported once, before the forks: with torch and Opacus they take seconds."""
 

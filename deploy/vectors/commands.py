@@ -44,7 +44,7 @@ def pretrain(
         list[str], typer.Option("--set", help="key=value of the run config; repeatable.")
     ] = [],  # noqa: B006 (typer's way to say: none given)
 ) -> None:  # fmt: skip
-    """Train the first base of a run of vectors on public images (the data's val split)."""
+    """Train a first base on public images (the data's val split)."""
     from deploy.cli import parse_assignments
     from deploy.vectors.pretrain import pretrain as work
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.table import Table
 from common.datasets import ImageSet, load_npz
 from common.errors import ConfigError
 from common.simulation import load_dataset
+from common.training import usable_cores
 from deploy.vectors.place import Place
 from server_app.evaluation import Evaluator
 from server_app.progress import percent
@@ -35,7 +35,7 @@ def ensemble(
     classes = _classes(place)
     images = _images(place, data, classes)  # before anything is written
     folder = out or place.directory / FOLDER
-    rule, cores = place.rule(), os.cpu_count() or 1
+    rule, cores = place.rule(), usable_cores()
     with place.open() as registry:
         made = write_ensemble(
             registry, folder, run=place.directory.name, spec=note.spec, classes=classes

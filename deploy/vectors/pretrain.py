@@ -13,9 +13,12 @@ from common.config import RunConfig, Value
 from common.datasets import Dataset, ImageSet, load_npz
 from common.errors import ConfigError
 from common.model import ModelSpec, Weights, build, get_weights
+from common.prior.fitting import FOLDS, fit_prior
+from common.prior.model import PriorHead
 from common.simulation import load_dataset
 from common.training import TrainSettings, to_tensor, train
 from common.vectors import Base
+from server_app.first_base import first_base
 from server_app.vectors.base import write_base
 from server_app.vectors.public import Judge, public_split
 
@@ -40,24 +43,52 @@ def pretrain(
     """Train on the public images of ``values`` (run-config keys) and write the base to ``out``.
 
     They are the ``val`` split of the data set or of ``test-data``, less the quarter by which runs
-    judge. Nothing is private here: the images must be public. ConfigError where there are none.
+    judge. Nothing is private here: the images must be public. With ``model=prior-head`` mean,
+    whitening and head are fitted on the prior that ``base`` names, and ``epochs`` is not used.
+    ConfigError where there are no public images.
     """
-    config = RunConfig.parse({**values, "privacy": "none", "mode": "fedavg"})
+    head = values.get("model") == "prior-head"
+    # A head alone trains in no other rounds; none are run here, and nothing here is private.
+    how = {"privacy": "local", "server-step": True} if head else {"privacy": "none"}
+    config = RunConfig.parse({**values, **how, "mode": "fedavg"})
     dataset = _public(config)
     images, held_out = public_split(dataset.val)
     spec = ModelSpec.of(config, num_classes=dataset.num_classes, channels=dataset.channels)
     judge = Judge(spec, held_out, threads=config.threads)
-    weights = get_weights(build(spec, seed=config.seed))
     say(f"{len(images)} public images ({dataset.source}), {len(held_out)} held out to judge by")
-    for number, (share, factor) in enumerate(PHASES):
-        part = max(1, round(share * epochs))
-        weights = _trained(spec, weights, images, config, part, factor, number)
-        say(f"{part} epochs at {factor * config.learning_rate:.2g}: {100 * judge(weights):.1f} %")
+    if head:
+        weights = _fitted(spec, config, images, say)
+    else:
+        weights = _descended(spec, config, images, epochs, judge, say)
     base = Base(
         version=0, parent=None, model_digest=spec.digest(), weights=weights, pretrained=True
     )
     write_base(out, base, spec, made_from=f"{len(images)} public images: {dataset.source}")
     return Pretrained(base, len(images), len(held_out), judge(weights), dataset.source)
+
+
+def _fitted(
+    spec: ModelSpec, config: RunConfig, images: ImageSet, say: Callable[[str], None]
+) -> Weights:
+    """On the prior that the key ``base`` names."""
+    model, start = build(spec), first_base(config, spec).weights
+    assert isinstance(model, PriorHead)
+    labels = torch.from_numpy(images.labels)
+    weights, decay = fit_prior(model, start, to_tensor(images.images), labels)
+    say(f"mean, whitening and head fitted; weight decay {decay:g} by {FOLDS}-fold validation")
+    return weights
+
+
+def _descended(
+    spec: ModelSpec, config: RunConfig, images: ImageSet, epochs: int, judge: Judge,
+    say: Callable[[str], None],
+) -> Weights:  # fmt: skip
+    weights = get_weights(build(spec, seed=config.seed))
+    for number, (share, factor) in enumerate(PHASES):
+        part = max(1, round(share * epochs))
+        weights = _trained(spec, weights, images, config, part, factor, number)
+        say(f"{part} epochs at {factor * config.learning_rate:.2g}: {100 * judge(weights):.1f} %")
+    return weights
 
 
 def _public(config: RunConfig) -> Dataset:
@@ -78,6 +109,7 @@ def _trained(
     settings = TrainSettings(
         epochs=epochs, batch_size=config.batch_size, threads=config.threads,
         learning_rate=factor * config.learning_rate, optimizer=config.optimizer,
+        views=config.augmentation_multiplicity,
     )  # fmt: skip
     labels = torch.from_numpy(images.labels)
     model = build(spec)

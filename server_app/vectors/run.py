@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from common.errors import ConfigError, ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
+from common.training import usable_cores
 from common.vectors import Rule
 from server_app.directory import Directory
 from server_app.evaluation import Evaluator
@@ -66,7 +66,7 @@ class VectorsRun:
         base = None if config.resume else first_base(config, spec)
         images = judging_images(config)
         store, earlier = _open_store(config)
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         judge = None if images is None else Judge(spec, images, threads=cores)
         test = None
         if setting.test is not None:
@@ -171,7 +171,7 @@ class VectorsRun:
 
         A failure is said and noted under ``error``: the summary must not be lost with it.
         """
-        folder, cores = self.store.directory / FOLDER, os.cpu_count() or 1
+        folder, cores = self.store.directory / FOLDER, usable_cores()
         try:
             forget_ensemble(self.registry, folder)
             refused = self.vectors.judging.unmerged(self.vectors.current)

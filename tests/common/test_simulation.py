@@ -27,10 +27,13 @@ def test_every_training_image_is_at_one_hospital_on_one_side(dataset: Dataset, s
     assert sorted(image.tobytes() for image in images) == own
 
 
-def test_each_hospital_keeps_a_fifth_for_validation(dataset: Dataset) -> None:
-    settings = {"dataset": "synthetic", "partition": "iid", "privacy": "none"}
+@pytest.mark.parametrize(("asked", "kept"), [({}, 0.2), ({"validation-fraction": 0.05}, 0.05)])
+def test_each_hospital_keeps_a_fifth_for_validation_or_what_the_run_says(
+    dataset: Dataset, asked: dict[str, float], kept: float
+) -> None:
+    settings = {"dataset": "synthetic", "partition": "iid", "privacy": "none", **asked}
     for train, val in hospital_splits(dataset, RunConfig.parse(settings), 4):
-        assert len(val) / (len(train) + len(val)) == pytest.approx(0.2, abs=0.03)
+        assert len(val) / (len(train) + len(val)) == pytest.approx(kept, abs=0.03)
 
 
 def test_under_privacy_an_images_side_depends_on_no_other_image(dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from common.model import ModelSpec, build, get_weights, set_weights, weights_dig
 from common.privacy.engine import PoissonBatches, make_private
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
-from common.privacy.views import dihedral
+from common.privacy.views import apply_views, dihedral
 from common.schedule import SCHEDULES, learning_rate_factor
 from common.training import (
     PrivateStep,
@@ -86,6 +86,42 @@ def test_without_privacy_equal_seeds_give_equal_updates(
         for s in (1, 1, 2)
     ]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_without_privacy_each_pass_sees_other_views_of_every_picture_with_its_own_label(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    every = torch.cartesian_prod(torch.arange(8), torch.arange(-2, 3), torch.arange(-2, 3))
+    orbits = [
+        {view.numpy().tobytes() for view in apply_views(one.expand(len(every), 3, 28, 28), every)}
+        for one in images
+    ]
+    model, start = build(SPEC), get_weights(build(SPEC, seed=0))
+    settings = dataclasses.replace(PLAIN, views=3)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watched(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen[-1] = (seen[-1][0], y)
+        return F.cross_entropy(logits, y)
+
+    handle = model.register_forward_pre_hook(lambda _, x: seen.append((x[0].clone(), x[0])))
+    first = train(model, start, images, labels, settings, seed=1, criterion=watched)
+    handle.remove()
+    assert [len(y) for _, y in seen] == [48, 48, 48] * 2
+    passes: list[dict[int, list[bytes]]] = [{}, {}]
+    for number, (x, y) in enumerate(seen):
+        for row, label in zip(x, y, strict=True):
+            pixels = row.numpy().tobytes()
+            (image,) = [i for i, orbit in enumerate(orbits) if pixels in orbit]
+            assert label == labels[image]
+            passes[number // 3].setdefault(image, []).append(pixels)
+    for views in passes:
+        assert sorted(views) == list(range(48)) and {len(v) for v in views.values()} == {3}
+    assert sum(passes[0][i] != passes[1][i] for i in range(48)) > 40
+    again, plain = (
+        train(model, start, images, labels, s, seed=1).update for s in (settings, PLAIN)
+    )
+    assert weights_digest(first.update) == weights_digest(again) != weights_digest(plain)
 
 
 def test_training_learns(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -285,7 +321,7 @@ def test_empty_batches_train_to_the_end(images: torch.Tensor, labels: torch.Tens
         {"sampling_rate": 1.01},
         {"steps": 0},
         {"expected_batch_size": float("nan")},
-        {"views": 0},
+        {"views": -1},
         {"clipping": "adaptive"},
     ],
 )
@@ -303,6 +339,20 @@ def test_the_model_is_plain_again_after_private_training(
     train(model, start, images, labels, private(1.0), seed=0)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     train(model, start, images, labels, PLAIN, seed=0)
+
+
+def test_in_bfloat16_figures_are_nearly_those_of_float32_and_no_less_fine(
+    images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    weights = get_weights(build(SPEC, seed=0))
+    exact, half = (
+        evaluate(build(SPEC), weights, images, labels, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(exact.probabilities, half.probabilities)
+    np.testing.assert_allclose(half.probabilities, exact.probabilities, atol=0.01)
+    assert half.probabilities.dtype == np.float32
+    np.testing.assert_allclose(half.probabilities.sum(1), 1.0, atol=1e-5)
 
 
 def test_divergence_is_an_error_not_a_result(images: torch.Tensor, labels: torch.Tensor) -> None:

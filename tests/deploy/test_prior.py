@@ -35,3 +35,23 @@ def test_a_prior_that_the_command_made_is_the_base_of_a_run(tmp_path: Path) -> N
 
 def spec_dimension(weights: dict[str, np.ndarray]) -> int:
     return len(weights["mean"])
+
+
+def test_a_head_fitted_to_public_pictures_is_a_base_that_knows_something(tmp_path: Path) -> None:
+    prior, out = tmp_path / "prior.safetensors", tmp_path / "public.safetensors"
+    small = ["--pictures", "256", "--steps", "2"]
+    assert CliRunner().invoke(cli, ["prior", "--out", str(prior), *small]).exit_code == 0
+    values = {"model": "prior-head", "dataset": "synthetic", "synthetic-size": "800"}
+    told = CliRunner().invoke(
+        cli,
+        ["pretrain", "--out", str(out), "--set", f"base={prior}"]
+        + [part for key, value in values.items() for part in ("--set", f"{key}={value}")],
+    )
+    assert told.exit_code == 0, told.output
+    assert "mean, whitening and head fitted" in told.output
+    config = RunConfig.parse({"recipe": "public-local", "base": str(out)})
+    base = first_base(config, ModelSpec.of(config, num_classes=8, channels=3))
+    assert base.pretrained and base.weights["head.weight"].any()
+    assert not np.array_equal(base.weights["matrix"], np.eye(spec_dimension(base.weights)))
+    share = float(told.output.split("%")[0].split(",")[-1])
+    assert share > 30  # of eight classes, one in eight is a guess
