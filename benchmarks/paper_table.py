@@ -1,9 +1,14 @@
 """The paper's table, honestly: hospitals × privacy × secure aggregation, and our recipes beside it.
 
     python -m benchmarks.paper_table --data bloodmnist.npz --cells none,secagg,local --width 0.25
+    python -m benchmarks.paper_table --data bloodmnist.npz --cells strong,strong-plain
     python -m benchmarks.paper_table --data bloodmnist.npz --prior prior.safetensors \
         --cells prior-distributed,prior-local --partitions size-skew,dirichlet --seeds 0,1,2
     python -m benchmarks.paper_table --markdown
+
+``--prior`` is a file of ``consilium prior``, ``--public`` one of ``consilium prior --public`` (rows
+``public-…``: fitted to the coordinator's public images), ``--drawn`` one of ``consilium pretrain
+--data synthetic`` (rows ``strong-distributed`` and ``strong-local``: no real image).
 
 Every cell is a whole run of ServerApp and ClientApps in one process (the in-process grid: the
 hospitals' own code paths, ledgers and secure aggregation, no Ray). Cells that are in the results
@@ -41,11 +46,23 @@ CELLS: dict[str, dict[str, Any]] = {
     "none": {"recipe": "paper", "privacy": "none", "secagg": False},
     "secagg": {"recipe": "paper", "privacy": "none", "secagg": True},
     "local": {"recipe": "paper", "privacy": "local", "secagg": True},
+    "strong": {"recipe": "strong", "secagg": True},
+    "strong-plain": {"recipe": "strong", "secagg": False},
+    "strong-distributed": {"recipe": "strong-distributed"},
+    "strong-local": {"recipe": "strong-local"},
     "prior-distributed": {"recipe": "prior-distributed"},
     "prior-local": {"recipe": "prior-local"},
-    "strong-distributed": {"recipe": "strong-distributed"},
+    "public-distributed": {"recipe": "public-distributed"},
+    "public-local": {"recipe": "public-local"},
 }
-KEY = ("cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked")
+BASES = {
+    "strong-distributed": "drawn", "strong-local": "drawn", "prior-distributed": "prior",
+    "prior-local": "prior", "public-distributed": "public", "public-local": "public",
+}  # fmt: skip
+"""Of which argument a cell's base is."""
+KEY = (
+    "cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked", "changed"
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -55,10 +72,12 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
     if arguments.data:
         values = {"dataset": "npz", "data-path": str(arguments.data.resolve())}
     values |= CELLS[cell] | more
-    prior = "prior" in cell
-    if prior:
-        values["base"] = str(arguments.prior.resolve())
-    if arguments.width and not prior:
+    if cell in BASES:
+        base = getattr(arguments, BASES[cell])
+        if base is None:
+            raise SystemExit(f"cell {cell} needs a base: give --{BASES[cell]} FILE")
+        values["base"] = str(base.resolve())
+    if arguments.width and BASES.get(cell) not in ("prior", "public"):
         values["model-width"] = arguments.width
     if arguments.rounds:
         values["rounds"] = arguments.rounds
@@ -67,22 +86,23 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
     return values | parse_assignments(arguments.set)
 
 
-def key_of(values: Row, cell: str, hospitals: int) -> Row:
-    """What tells a cell from all others."""
+def key_of(values: Row, cell: str, hospitals: int, changed: Sequence[str]) -> Row:
+    """What tells a cell from all others; ``changed``: values that are not the recipe's."""
     config = RunConfig.parse(values)
     found = (cell, hospitals, config.partition, config.seed, config.model, config.model_width,
-             config.rounds, config.epsilon if config.privacy != "none" else None)  # fmt: skip
+             config.rounds, config.epsilon if config.privacy != "none" else None,
+             " ".join(sorted(changed)))  # fmt: skip
     return dict(zip(KEY, found, strict=True))
 
 
-def run_cell(values: Row, cell: str, hospitals: int, folder: Path) -> Row:
+def run_cell(values: Row, key: Row, folder: Path) -> Row:
     """One run, in a home of its own; its row. A model that is kept goes into ``folder``."""
     from deploy.inprocess import run_in_process
 
     home = Path(tempfile.mkdtemp(prefix="consilium-"))
     before = os.environ.get("CONSILIUM_HOME")
     os.environ["CONSILIUM_HOME"] = str(home)
-    row = key_of(values, cell, hospitals)
+    row = dict(key)
     config = RunConfig.parse(values)
     row |= {
         "privacy": config.privacy, "secagg": config.secagg, "recipe": config.recipe,
@@ -91,7 +111,7 @@ def run_cell(values: Row, cell: str, hospitals: int, folder: Path) -> Row:
     started = time.monotonic()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run_in_process(values, num_hospitals=hospitals)
+            run_in_process(values, num_hospitals=key["hospitals"])
         (summary,) = (read_json(p) for p in home.glob("runs/*/summary.json"))
         spent = summary["epsilon_by_hospital"] or {}
         row |= {
@@ -117,8 +137,9 @@ def run_cell(values: Row, cell: str, hospitals: int, folder: Path) -> Row:
 def keep(home: Path, row: Row, folder: Path) -> None:
     """Keep the model of a recipe's first seed, ten hospitals and size skew, if it is small."""
     (model,) = home.glob("runs/*/best.safetensors")
-    told = (row["seed"], row["hospitals"], row["partition"], row["epsilon_asked"])
-    if told == (0, 10, "size-skew", 6.0) and model.stat().st_size < 5_000_000:
+    told = (row["seed"], row["hospitals"], row["partition"], row["changed"])
+    usual = told == (0, 10, "size-skew", "") and row["epsilon_asked"] in (None, 6.0)
+    if usual and model.stat().st_size < 5_000_000:
         shutil.copyfile(model, folder / f"{row['cell']}.safetensors")
 
 
@@ -126,7 +147,9 @@ def main() -> None:
     """Run what is missing, keep it cell by cell, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="an npz file in MedMNIST's form; else synthetic")
-    parser.add_argument("--prior", type=Path, help="for the cells of a prior: its file")
+    parser.add_argument("--prior", type=Path, help="the base of prior-… cells")
+    parser.add_argument("--public", type=Path, help="the base of public-… cells")
+    parser.add_argument("--drawn", type=Path, help="the base of strong-… cells under privacy")
     parser.add_argument("--cells", default="none,secagg,local")
     parser.add_argument("--hospitals", default="10", help="such as 5,10,20")
     parser.add_argument("--partitions", default="size-skew")
@@ -163,10 +186,10 @@ def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
     ]  # fmt: skip
     for cell, hospitals, more in asked:
         values = values_of(arguments, cell, hospitals, **more)
-        key = key_of(values, cell, hospitals)
+        key = key_of(values, cell, hospitals, arguments.set)
         if any(all(r[k] == v for k, v in key.items()) and "error" not in r for r in rows):
             continue
-        row = run_cell(values, cell, hospitals, arguments.out.parent)
+        row = run_cell(values, key, arguments.out.parent)
         rows = [r for r in rows if any(r[k] != v for k, v in key.items())] + [row]
         write_json(arguments.out, rows)
         print(key, row.get("test_accuracy"), row.get("error", ""), row["wall_s"], flush=True)
@@ -175,20 +198,24 @@ def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
 
 def table_of(rows: Sequence[Row]) -> list[list[str]]:
     """Mean ± sd over seeds: a head, then a line for each setting."""
-    head = ["cell", "hospitals", "partition", "model", "width", "rounds", "ε", "reported %",
-            "accuracy %", "macro-F1 %", "n", "minutes"]  # fmt: skip
+    head = ["cell", "hospitals", "partition", "model", "rounds", "ε", "reported %",
+            "accuracy %", "macro-F1 %", "AUC %", "n", "minutes"]  # fmt: skip
     lines = [head]
     setting = [k for k in KEY if k != "seed"]
-    for key in dict.fromkeys(tuple(r[k] for k in setting) for r in rows):
+    keys = {tuple(r[k] for k in setting) for r in rows}
+    for key in sorted(keys, key=lambda k: (list(CELLS).index(k[0]), k[1:6], k[6] or 0, k[7])):
         same = [r for r in rows if tuple(r[k] for k in setting) == key]
         good = [r for r in same if "error" not in r]
-        cell, hospitals, partition, model, width, rounds, epsilon = key
+        cell, hospitals, partition, model, width, rounds, epsilon, changed = key
+        named = f"{cell} ({changed})" if changed else cell
+        network = model if model == "prior-head" else f"{model} × {width:g}"
         told = REPORTED.get((cell, hospitals))
         lines.append(
-            [cell, str(hospitals), partition, model, f"{width:g}", str(rounds),
+            [named, str(hospitals), partition, network, str(rounds),
              "∞" if epsilon is None else f"{epsilon:g}", "–" if told is None else f"{told}",
              figure(good, "test_accuracy"), figure(good, "test_macro_f1"),
-             str(len(good)), f"{np.mean([r['wall_s'] for r in same]) / 60:.0f}"]
+             figure(good, "test_macro_auc"), str(len(good)),
+             f"{np.mean([r['wall_s'] for r in same]) / 60:.0f}"]
         )  # fmt: skip
     return lines
 

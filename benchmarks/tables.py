@@ -9,13 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """``lines``, the first of which is the head, as a document's table."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
 def show_table(lines: Sequence[Sequence[str]], *, markdown: bool = False) -> None:
     """Print ``lines``, the first of which is the head."""
-    head, *rest = lines
     if markdown:
-        for line in (head, ["---"] * len(head), *rest):
-            print(f"| {' | '.join(line)} |")
+        print(in_markdown(lines))
         return
+    head, *rest = lines
     table = Table(*head)
     for line in rest:
         table.add_row(*line)

@@ -22,7 +22,8 @@ from server_app.run_store import runs_directory
 def first_base(config: RunConfig, spec: ModelSpec) -> Base:
     """The base that ``config`` names.
 
-    A base's file, any other .safetensors of the model, a run's best model, or random weights.
+    A base's file, any other .safetensors of the model, a run's best model, or random weights; for
+    ``model=prior-head`` also a prior's file (`consilium prior`), with a head of zeros.
     ConfigError or ModelError if it is none of this model.
     """
     fresh = get_weights(build(spec, seed=config.seed))

@@ -5,8 +5,8 @@ Secure aggregation opens Σ of the hospitals' clipped, noisy sums; divided by wh
 (Abadi et al. 2016). With ``whitening`` the first rounds' sums are statistics of a prior's
 features, which become part of the model.
 
-What the optimizer remembers follows from such gradients alone, so it costs
-no privacy; it is kept with the run, and a resumed run goes on with it.
+What the optimizer remembers follows from such gradients alone, so it costs no privacy; it is kept
+with the run, and a resumed run goes on with it.
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
 """Time to accuracy under stragglers with real processes: the deployment, and a wall clock.
 
     python -m benchmarks.vectors.processes --data bloodmnist.npz [--rounds 5] [--bases 12]
+        [--share 0.35] [--epochs 5]
 
 Five hospitals' nodes and a server on loopback, TLS and node keys on, no privacy and no secure
-aggregation; all start from one public base. One hospital computes a tenth of the time (its apps
-are stopped the rest), one is off half of the time (all its processes stand still for a minute, then
-run for a minute). Rounds first, then vectors, in the same federation. A round waits for everybody
-who is connected, and counts with three of five: who stands still long enough is taken for away. The
-row goes to ``results/async.json`` beside those of the simulated clock.
+aggregation; all start from one public base (``--epochs`` of pre-training). Real hospitals have a
+machine each, and these share one: so each one's apps compute the ``--share`` of the time (they
+are stopped the rest), which should be the machine's cores / 5 or less; with 1 they compete. One
+hospital computes a tenth of that, one is off half of the time (all its processes stand still for
+a minute, then run for a minute). Rounds first, then vectors, in the same federation. A round
+waits for everybody who is connected, and counts with three of five: who stands still long enough
+is taken for away. The row goes to ``results/async.json`` beside those of the simulated clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -76,22 +81,31 @@ def apps(pid: int) -> list[int]:
 
 
 @contextmanager
-def halting(which: Callable[[], Sequence[int]], still: float, running: float) -> Iterator[None]:
-    """Stop the processes for ``still`` seconds and let them run for ``running``, in turn."""
+def paced(node: int, share: float, off: float = 0.0) -> Iterator[None]:
+    """Let a node's apps compute the ``share`` of each second.
+
+    With ``off`` all its processes stand still for so many seconds, then go on as long, in turn.
+    """
     ended = threading.Event()
 
-    def send(number: int, pids: Sequence[int]) -> None:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def halted(which: Callable[[int], Sequence[int]], seconds: float) -> None:
+        stopped = which(node)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                ended.wait(seconds)
 
     def turns() -> None:
         while not ended.is_set():
-            stopped = which()
-            send(signal.SIGSTOP, stopped)
-            ended.wait(still)
-            send(signal.SIGCONT, stopped)
-            ended.wait(running)
+            if off:
+                halted(descendants, off)
+            until = time.monotonic() + off if off else math.inf
+            while time.monotonic() < until and not ended.is_set():
+                if share < 1.0:
+                    halted(apps, 1.0 - share)
+                ended.wait(min(share, until - time.monotonic()))
 
     thread = threading.Thread(target=turns)
     thread.start()
@@ -102,7 +116,7 @@ def halting(which: Callable[[], Sequence[int]], still: float, running: float) ->
         thread.join()
 
 
-def run(root: Path, port: int, values: dict[str, str]) -> Path:
+def run(root: Path, port: int, share: float, values: dict[str, str]) -> Path:
     """One run in a federation of its own processes, with its stragglers; the run's directory."""
     coordinator, own = FederationFolder(root / "coordinator"), {"CONSILIUM_HOME": str(root)}
     with ExitStack() as stack:
@@ -115,9 +129,11 @@ def run(root: Path, port: int, values: dict[str, str]) -> Path:
             )
             for place in sorted(root.glob("hospital-*")) if place.is_dir()
         ]  # fmt: skip
-        slow, off = nodes[0].pid, nodes[1].pid
-        stack.enter_context(halting(lambda: apps(slow), 0.9, 0.1))
-        stack.enter_context(halting(lambda: descendants(off), 60.0, 60.0))
+        slow, off, *others = (node.pid for node in nodes)
+        stack.enter_context(paced(slow, share / 10))
+        stack.enter_context(paced(off, share, off=60.0))
+        for node in others:
+            stack.enter_context(paced(node, share))
         arguments = [*CLI, "run", "--federation", str(coordinator.root)]
         for name, value in values.items():
             arguments += ["--set", f"{name}={value}"]
@@ -157,6 +173,8 @@ def main() -> None:
     parser.add_argument("--hospitals", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5, help="of fedavg")
     parser.add_argument("--bases", type=int, default=12, help="that the run of vectors publishes")
+    parser.add_argument("--share", type=float, default=0.35, help="of a second that apps compute")
+    parser.add_argument("--epochs", type=int, default=5, help="of the base's pre-training")
     parser.add_argument("--keep", type=Path, help="keep everything in this folder")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -167,16 +185,38 @@ def main() -> None:
         for folder in root.glob("hospital-*"):
             (folder / "policy.toml").write_text(POLICY)
         base = place / "base.safetensors"
-        subprocess.run([*CLI, "pretrain", "--out", str(base), "--data", str(data)], check=True)
+        subprocess.run(
+            [
+                *CLI,
+                "pretrain",
+                "--out",
+                str(base),
+                "--data",
+                str(data),
+                "--epochs",
+                str(arguments.epochs),
+            ],
+            check=True,
+        )
         common = {
             "privacy": "none", "secagg": "false", "test-data": str(data), "base": str(base),
             "local-epochs": "1",
         }  # fmt: skip
         rounds = curve_of_rounds(
-            run(root, port, common | {"rounds": str(arguments.rounds), "quorum": "0.6"})
+            run(
+                root,
+                port,
+                arguments.share,
+                common | {"rounds": str(arguments.rounds), "quorum": "0.6"},
+            )
         )
         vectors = curve_of_vectors(
-            run(root, port, common | {"mode": "vectors", "versions": str(arguments.bases)})
+            run(
+                root,
+                port,
+                arguments.share,
+                common | {"mode": "vectors", "versions": str(arguments.bases)},
+            )
         )
     finally:
         if not arguments.keep:
@@ -188,7 +228,8 @@ def main() -> None:
     row: dict[str, Any] = {
         "setting": SETTING, "synchronous": "all that are connected", "partition": "size-skew",
         "seed": 0,
-        "clock": "real processes", "hospitals": arguments.hospitals, "accuracy": level,
+        "clock": f"real processes, {arguments.share:g} of a core each",
+        "hospitals": arguments.hospitals, "accuracy": level,
         "time": ours, "time_synchronous": theirs, "speedup": theirs / ours,
         "test_accuracy": vectors[-1][1], "test_accuracy_synchronous": rounds[-1][1],
         "curve": vectors, "curve_synchronous": rounds,

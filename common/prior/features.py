@@ -19,7 +19,6 @@ from common.prior.rings import dihedral_views
 from common.prior.whitening import unit
 
 _FAR = 5.0  # standard deviations; further is a fault of the picture, not news
-_VIEWS = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class PriorFeatures(nn.Module):
             )
         pictures = pictures.float()
         # One view at a time and contiguous: the same arithmetic whatever the batch size.
-        views = [view.contiguous() for view in dihedral_views(pictures)]
+        views = dihedral_views(pictures)
         parts = [
             torch.stack([network(view) for view in views]).mean(0) for network in self.networks
         ]

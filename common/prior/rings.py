@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.privacy.views import dihedral
+
 
 def ring_weights(size: int, edges: tuple[float, ...]) -> Tensor:
     """Return weights (len(edges) + 1, size * size), each row summing to 1.
@@ -24,8 +26,5 @@ def ring_weights(size: int, edges: tuple[float, ...]) -> Tensor:
 
 
 def dihedral_views(pictures: Tensor) -> list[Tensor]:
-    """The eight turned and mirrored views of (n, c, s, s)."""
-    views: list[Tensor] = []
-    for mirrored in (pictures, pictures.flip(3)):
-        views.extend(torch.rot90(mirrored, k, (2, 3)) for k in range(4))
-    return views
+    """The eight turned and mirrored views of (n, c, s, s), contiguous, themselves first."""
+    return list(dihedral(pictures))

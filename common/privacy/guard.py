@@ -17,6 +17,12 @@ from common.errors import PrivacyError
 Criterion = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, K), labels (N,)) → scalar."""
 
+_ALLOWED = (
+    "a network with group norm (model=dpresnet, resnet9-gn or resnet18) or without any norm "
+    "(model=prior-head)"
+)
+"""Of :data:`common.model.MODELS`, those that can be trained so."""
+
 
 def check_model(model: nn.Module) -> None:
     """Refuse batch norm, in-place modules, channels_last weights and what Opacus refuses."""
@@ -25,7 +31,7 @@ def check_model(model: nn.Module) -> None:
             raise PrivacyError(
                 f"layer '{name}' is {type(module).__name__}: it mixes the images of a batch, so "
                 "that one image changes the gradients of the others",
-                "use group norm (model=dpresnet), or privacy=none",
+                f"use {_ALLOWED}, or privacy=none",
             )
         if getattr(module, "inplace", False):
             raise PrivacyError(
@@ -43,7 +49,7 @@ def check_model(model: nn.Module) -> None:
     errors = ModuleValidator.validate(model, strict=False)
     if errors:
         raise PrivacyError(
-            f"Opacus refuses the model: {errors[0]}", "use model=dpresnet, or privacy=none"
+            f"Opacus refuses the model: {errors[0]}", f"use {_ALLOWED}, or privacy=none"
         )
 
 

@@ -14,7 +14,8 @@ is calibrated once, for every step of every round.
 Where a round is one step of the server's (``server_step``), the rate is the run's and the same at
 all hospitals, and a round that is asked again is drawn, and charged, again: two sums over other
 hospitals would else differ by one hospital's vector. The plan has :data:`SPARE_ROUNDS` for that.
-With ``noise_shares`` above 1 the noise is that of a sum (:mod:`common.privacy.distributed`).
+With a ``min_cohort`` above 1 the noise is that of a sum over at least so many hospitals, and stays
+enough where ``colluders`` of their shares are known (:mod:`common.privacy.distributed`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from common.privacy.randomness import SecureRandom
 NORM = 1.0
 """Largest L2 norm of one privacy unit's part of a statistic."""
 _AT_ONCE = 256
-"""Images whose second moments are held at once: 300 MB for 768 features."""
+"""Images whose second moments are held at once, each d (d + 1) / 2 numbers of float32.
+
+The sum is as long, in float64."""
 
 
 def statistic_length(name: str, dimension: int) -> int:

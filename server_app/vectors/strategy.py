@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from common.config import RunConfig
 from common.errors import ConsiliumError, RoundError
-from common.messages import Delivery, Offer, Receipt
+from common.messages import Delivery
 from common.vectors import Rule, SignedVector, VectorError, Withdrawal
 from server_app.directory import Directory
 from server_app.registry import GateRefusal, Log, Registry
@@ -24,6 +24,7 @@ from server_app.vectors.acceptance import check_privacy, outliers
 from server_app.vectors.federated import Bench, CandidateWaits, FederatedJudge
 from server_app.vectors.judging import Judging
 from server_app.vectors.keys import Keys
+from server_app.vectors.letters import Letters
 from server_app.vectors.post import Answer, Post
 from server_app.vectors.public import Judge
 from server_app.vectors.record import Journal
@@ -31,12 +32,6 @@ from server_app.vectors.standing import Standing
 
 LOOK = 5.0
 """Seconds between two looks for hospitals that came or went, and for what a person did."""
-KNOCK = 60.0
-"""Seconds after which a hospital that has delivered is asked whether it takes something back."""
-HEARING = 30.0
-"""Seconds that a resumed run waits to hear what was taken back while no server ran."""
-FAREWELL = 10.0
-"""Seconds that receipts have at the end."""
 
 
 @dataclass
@@ -65,6 +60,10 @@ class Vectors:
         self.current = self.registry.current()
         self.judging = Judging(self.config, self.registry, self.judge, self.panel, self.skewed)
         self._standing: dict[str, Standing] = defaultdict(Standing)
+        self.letters = Letters(
+            self.config, self.run_id, self.directory, self.post, self.journal, self._standing,
+            current=lambda: self.current,
+        )  # fmt: skip
         self._began = self._look_again = time.monotonic()
         self._changed = True
         self._met = False
@@ -82,17 +81,18 @@ class Vectors:
         because what came is not to be merged. What became of the vectors is told even so.
 
         A run that is resumed first asks every hospital that is connected what it takes back:
-        until they have said so, or :data:`HEARING` is over, it makes and concludes nothing.
+        until they have said so, or :data:`~server_app.vectors.letters.HEARING` is over, it makes
+        and concludes nothing.
         """
         try:
             self._look_around()
             if self.config.resume:
-                self._hear_out()
+                self.letters.hear_out(self._open)
             self._go_on()
         except RoundError:
-            self._farewell()
+            self.letters.farewell(self._open)
             raise
-        self._farewell()
+        self.letters.farewell(self._open)
         refused = self.judging.unmerged(self.current)
         if refused and not self.judging.allowed(refused) and not self.registry.log().points:
             raise self._no_base("the time is over", refused.what)
@@ -101,15 +101,13 @@ class Vectors:
         while not self._over():
             if time.monotonic() >= self._look_again:
                 self._look_around()
-            self._ask()
+            self.letters.ask()
             answers = self.post.collect()
             for answer in answers:
                 self._open(answer)
             self._publish()
             if not answers:
                 self.post.rest()
-
-    # Asking
 
     def _over(self) -> bool:
         published = len(self.registry.log().points)
@@ -148,38 +146,6 @@ class Vectors:
                     standing.done = -1
             self.current, self._changed = base, True
             self.journal.base(base, why)
-
-    def _ask(self) -> None:
-        """Each hospital that owes nothing: its receipt, else the current base."""
-        there, _ = self.directory.reach(self.directory.names)
-        for name, node in there.items():
-            standing = self._standing[name]
-            if not self.post.free(name):
-                continue
-            quiet = time.monotonic() - standing.heard
-            if standing.due or (standing.done == self.current.version and quiet > KNOCK):
-                self._send_receipt(name, node, standing)
-            elif standing.done != self.current.version:
-                offer = Offer(
-                    run=self.run_id, version=self.current.version, base=self.current.id,
-                    model_digest=self.current.model_digest, weights=self.current.weights,
-                )  # fmt: skip
-                self.post.send(
-                    name, node, "offer", offer.to_record(),
-                    version=offer.version, timeout=self.config.vector_timeout,
-                )  # fmt: skip
-
-    def _send_receipt(self, name: str, node: int, standing: Standing) -> None:
-        receipt = Receipt(
-            run=self.run_id,
-            accepted=tuple(standing.accepted),
-            refused=dict(standing.refused),
-            withdrawn=tuple(standing.withdrawn),
-        )
-        standing.told = receipt
-        timeout = min(600.0, self.config.vector_timeout)
-        self.post.send(name, node, "receipt", receipt.to_record(),
-                       version=self.current.version, timeout=timeout)  # fmt: skip
 
     # What comes
 
@@ -376,41 +342,3 @@ class Vectors:
             f"{left}see `consilium vectors list {self.run_id}`, exclude what harms or let the "
             f"hospitals mend what they name, then go on with resume={self.run_id}",
         )
-
-    def _hear_out(self) -> None:
-        """What was taken back while no server ran: everybody who is there is asked."""
-        there, _ = self.directory.reach(self.directory.names)
-        for name in sorted(self._receipts(HEARING, set(there))):
-            self.journal.trouble(
-                name, "did not say in time whether it takes a vector back; it is asked again later"
-            )
-
-    def _farewell(self) -> None:
-        """Nobody is asked any more; receipts that are due have a few seconds."""
-        self._receipts(FAREWELL, set())
-        if busy := sorted(self.post.open("offer")):
-            self.journal.say(
-                f"still training: {', '.join(busy)}; what they make stays in their outbox, for a "
-                f"run with resume={self.run_id}"
-            )
-
-    def _receipts(self, seconds: float, unheard: set[str]) -> set[str]:
-        """Receipts for ``unheard`` and for whoever is due one; ``seconds`` at most.
-
-        Returns those of ``unheard`` that have not answered.
-        """
-        there, _ = self.directory.reach(self.directory.names)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for name, node in there.items():
-                standing = self._standing[name]
-                if (standing.due or name in unheard) and self.post.free(name):
-                    self._send_receipt(name, node, standing)
-            if not unheard and not self.post.open("receipt"):
-                break
-            for answer in self.post.collect():
-                self._open(answer)
-                if self.post.free(answer.letter.hospital):  # else it is to be asked again
-                    unheard.discard(answer.letter.hospital)
-            self.post.rest()
-        return unheard

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from client_app import egress, work
+from client_app import egress, tuning, work
 from client_app.app import app
 from client_app.outbox import Outbox
 from common.config import KEYS
@@ -93,9 +93,9 @@ def outbox(run: str = RUN) -> Outbox:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    train: Callable[..., Any] = work._train
+    train: Callable[..., Any] = work.Work.train
     count: list[int] = []
-    monkeypatch.setattr(work, "_train", lambda *a: count.append(1) or train(*a))
+    monkeypatch.setattr(work.Work, "train", lambda *a: count.append(1) or train(*a))
     return count
 
 
@@ -288,13 +288,13 @@ def test_every_field_of_a_vector_is_in_the_egress_log(weights: Weights) -> None:
 def test_a_vector_with_a_figure_that_the_log_does_not_know_does_not_leave(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tune = work.tune
+    tune = tuning.tune
 
     def leaky(*args: Any) -> Any:
         made = tune(*args)
         return replace(made, metrics={**made.metrics, "age": 61.0})
 
-    monkeypatch.setattr(work, "tune", leaky)
+    monkeypatch.setattr(tuning, "tune", leaky)
     assert deliver(offer(weights)) == "egress"
 
 

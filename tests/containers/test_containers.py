@@ -33,6 +33,14 @@ from tests.containers.stack import (
 pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(1800)]
 
 SETTINGS: dict[str, Any] = {"model_width": 0.125, "epsilon": 3.0}
+VECTORS_POLICY = """version = 1
+[aggregation]
+secagg = "optional"
+[privacy]
+total-epsilon = 60.0
+[vectors]
+send = "private"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,28 @@ def test_a_hospital_that_the_operator_killed_is_back_after_a_start(stack: Stack)
     eventually("it is down", lambda: not stack.inspect("hospital-01")["State"]["Running"], 10)
     run("docker", "start", stopped)
     eventually("it is healthy", lambda: stack.healthy("hospital-01"), 120)
+
+
+def test_task_vectors_become_bases_where_the_policies_allow_it(stack: Stack) -> None:
+    """Last of the runs here: the hospitals' policies stay changed."""
+    for hospital in HOSPITALS:
+        (stack.demo / hospital / "policy.toml").write_text(VECTORS_POLICY)
+    before = stack.runs()
+    with stack.training(mode="vectors", secagg="false", allow_random_base="true", publish_every=3,
+                        versions=2, **SETTINGS) as training:  # fmt: skip
+        said, _ = training.communicate(timeout=900)
+    assert training.returncode == 0, said
+    (made,) = stack.runs() - before
+    summary = json.loads((made / "summary.json").read_text())
+    assert (summary["status"], summary["bases"]) == ("completed", 2)
+    place = ("--federation", "/federation")
+    told = stack.consilium("server", "vectors", "list", made.name, *place, "--format", "json")
+    found = json.loads(told)["vectors"]
+    merged = {v["hospital"] for v in found if v["published_in"] is not None}
+    assert len(merged) >= 3 and merged <= set(HOSPITALS)
+    assert all(0 < v["epsilon"] <= SETTINGS["epsilon"] for v in found)
+    rebuilt = stack.consilium("server", "vectors", "rebuild", made.name, *place)
+    assert "every base is what its vectors make" in rebuilt
 
 
 def test_from_a_hospital_only_the_gate_can_be_reached(stack: Stack) -> None:

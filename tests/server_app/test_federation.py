@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from common.errors import ConfigError, DataError, RoundError
 from common.messages import arrays_to_record, record_to_arrays
 from deploy.inprocess import Fault, InProcessGrid, run_in_process
 from server_app.run_store import runs_directory
+from tests.server_app.running import lines, the_run
 
 TINY: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "iid", "rounds": 2,
@@ -25,15 +25,6 @@ TINY: dict[str, Any] = {
 
 def is_train(partition_id: int) -> Any:
     return lambda kind, i, _: kind == "train" and i == partition_id
-
-
-def the_run() -> Path:
-    (directory,) = runs_directory().iterdir()
-    return directory
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_that_it_promises() -> None:

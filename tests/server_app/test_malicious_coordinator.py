@@ -13,17 +13,20 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from client_app.app import app
 from common.config import KEYS, RunConfig
+from common.errors import RoundError
 from common.messages import Job, Refusal
 from common.model import ModelSpec, build, get_weights
+from common.secagg import VectorLayout
 from deploy.inprocess import Fault, InProcessGrid, run_in_process
+from server_app import fedavg
 from server_app import secure_round as transport
 from server_app.rounds import Outcome, plain_round
 from server_app.secure_round import secure_round
-from tests.server_app.test_secure_federation import TINY, at
+from tests.server_app.running import SECURE, at, lines, newest
 
-VALUES: dict[str, Any] = {key.name: key.default for key in KEYS} | TINY
+VALUES: dict[str, Any] = {key.name: key.default for key in KEYS} | SECURE
 CONFIG = RunConfig.parse(VALUES)
-SPEC = ModelSpec(width=TINY["model-width"])
+SPEC = ModelSpec(width=SECURE["model-width"])
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_a_model_is_summed_once_whatever_the_server_calls_the_run_or_the_round(
 def test_the_same_seed_may_be_run_again(weights: dict[str, np.ndarray]) -> None:
     """A second experiment starts from the same first weights: another Flower run."""
     for _ in range(2):
-        run_in_process({**TINY, "rounds": 1}, num_hospitals=5)
+        run_in_process({**SECURE, "rounds": 1}, num_hospitals=5)
 
 
 def test_after_a_failed_round_the_next_one_may_start_from_the_same_model(
@@ -174,7 +177,7 @@ def test_a_state_of_an_earlier_round_is_refused(
                           for s in ("share", "consistency", "unmask"))],
 )  # fmt: skip
 def test_every_end_of_a_round_wipes_also_for_who_dropped_in_the_last_one(stage: str) -> None:
-    settings = {**TINY, "rounds": 1, "round-timeout": 4.0 if stage == "train" else 20.0}
+    settings = {**SECURE, "rounds": 1, "round-timeout": 4.0 if stage == "train" else 20.0}
     lost = Fault(at(stage, 3), drop_reply=True)
     grid = run_in_process(settings, num_hospitals=5, faults=[lost])
     grid.close()
@@ -219,3 +222,69 @@ def test_a_missing_roster_is_refused_before_training(tmp_path: Any) -> None:
     assert reasons(outcome) == {"refused: secagg-roster"}
     assert trained == []
     assert Hospital.from_context(grid.contexts[0]).policy.secagg.require_roster
+
+
+def test_a_server_that_runs_the_same_round_again_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two sums over cohorts that differ in one hospital would show its input."""
+    outcomes: list[Any] = []
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        first = secure_round(*args, **kwargs)
+        grid, cohort, *rest = args
+        smaller = dict(list(cohort.items())[1:])
+        again = secure_round(grid, smaller, *rest, **kwargs)
+        outcomes.append(again)
+        return first
+
+    monkeypatch.setattr(fedavg, "secure_round", twice)
+    run_in_process({**SECURE, "rounds": 1, "num-shares": 5}, num_hospitals=6)
+    assert outcomes
+    for again in outcomes:
+        assert again.contributed == []
+        assert reasons(again) == {"refused: secagg-repeated"}
+
+
+def test_a_server_that_asks_for_a_finer_scale_or_another_layout_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = transport.layout_for
+
+    def other(purpose: str, length: int, config: Any, **more: Any) -> VectorLayout:
+        layout = original(purpose, length, config, **more)
+        return VectorLayout(layout.segments, layout.max_weight * 2) if purpose == "validate" else (
+            VectorLayout((*layout.segments[:-1],), layout.max_weight)
+        )  # fmt: skip
+
+    monkeypatch.setattr(transport, "layout_for", other)
+    with pytest.raises(RoundError):
+        run_in_process({**SECURE, "rounds": 1}, num_hospitals=5)
+    assert {d["reason"].split(" (")[0] for d in lines(newest())[1]["dropped"]} == {
+        "refused: secagg-layout"
+    }
+
+
+def test_a_server_that_sends_hospitals_different_models_gets_no_sum(
+    weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The binding names the model's hash; a hospital that got another one refuses."""
+    grid = InProcessGrid(app, 5, VALUES)
+    original = transport._Talk.stage
+
+    def split(self: Any, stage: str, content: Any, collect: Any, **kwargs: Any) -> None:
+        def lying(name: str) -> Any:
+            if stage != "train" or name != "hospital-02":
+                return content(name)
+            job = Job.from_record(content(name))
+            bad = {k: v + 1 for k, v in job.weights.items()}
+            return Job(job.run, job.round, job.model_digest, bad, job.invitation).to_record()
+
+        original(self, stage, lying, collect, **kwargs)
+
+    monkeypatch.setattr(transport._Talk, "stage", split)
+    outcome = ask(grid, cohort(grid), Job("run-1", 1, SPEC.digest(), weights))
+    assert [(a.hospital, a.reason.split(" (")[0]) for a in outcome.absent] == [
+        ("hospital-02", "refused: secagg-model")
+    ]
+    assert "hospital-02" not in outcome.contributed

@@ -22,7 +22,7 @@ from common.privacy.ledger import Ledger, LedgerError, data_sets
 from common.privacy.limits import PrivacyLimits
 from common.simulation import LEDGER
 from deploy.inprocess import InProcessGrid, run_in_process
-from server_app.run_store import runs_directory
+from tests.server_app.running import lines, the_run
 from tests.server_app.test_private_federation import PRIVATE
 
 WIDTH = 0.03125
@@ -205,10 +205,7 @@ def test_the_run_goes_on_without_the_hospital_that_refuses(tmp_path: Path) -> No
         num_hospitals=3,
         node_configs={1: {"policy": str(strict)}},
     )
-    import json
-
-    (directory,) = runs_directory().iterdir()
-    record = json.loads((directory / "metrics.jsonl").read_text().splitlines()[1])
+    record = lines(the_run())[1]
     assert record["status"] == "ok"
     assert record["contributed"] == ["hospital-00", "hospital-02"]
     assert record["dropped"][0]["reason"].startswith("refused: privacy-policy")

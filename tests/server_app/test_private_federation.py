@@ -10,31 +10,15 @@ import pytest
 from safetensors import safe_open
 
 from common.files import consilium_home
-from common.privacy.ledger import Ledger, RunState
 from common.simulation import LEDGER
 from deploy.inprocess import Fault, run_in_process
-from server_app.run_store import runs_directory
+from tests.server_app.running import states, the_run
 
 PRIVATE: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
     "local-epochs": 2, "batch-size": 16, "model-width": 0.03125, "partition-min-size": 5,
     "privacy": "local", "epsilon": 6.0, "delta": 1e-3, "secagg": False,
 }  # fmt: skip
-
-
-def the_run() -> Path:
-    (directory,) = runs_directory().iterdir()
-    return directory
-
-
-def states(run: str) -> list[RunState]:
-    found = []
-    for path in sorted((consilium_home() / "simulation").glob(f"*/runs/{run}/{LEDGER}")):
-        with Ledger(path, create=False) as ledger:
-            state = ledger.state(run)
-            assert state is not None
-            found.append(state)
-    return found
 
 
 def test_the_whole_run_costs_each_hospital_at_most_epsilon_by_both_accountants() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.numpy import load_file
 
 from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
+from tests.server_app.running import the_run
 
 RUN: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 300, "rounds": 1, "model-width": 0.03125,
@@ -21,14 +21,10 @@ RUN: dict[str, Any] = {
 PEOPLE = 4
 
 
-def newest() -> Path:
-    return sorted(runs_directory().iterdir())[-1]
-
-
 @pytest.mark.parametrize("privacy", [pytest.param("local", marks=pytest.mark.slow), "distributed"])
 def test_frozen_parts_stay_as_in_the_base_and_all_else_is_trained(privacy: str) -> None:
     run_in_process({**RUN, "privacy": "none", "secagg": False}, num_hospitals=PEOPLE)
-    base = newest()
+    base = the_run()
     run_in_process(
         {**RUN, "privacy": privacy, "base": base.name, "frozen": "stem,block1", "seed": 1},
         num_hospitals=PEOPLE,
@@ -48,10 +44,10 @@ def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str)
          "test-views": "dihedral", "rounds": 2},
         num_hospitals=PEOPLE,
     )  # fmt: skip
-    summary = json.loads((newest() / "summary.json").read_text())
+    summary = json.loads((the_run() / "summary.json").read_text())
     assert (summary["status"], summary["failed_rounds"]) == ("completed", [])
     assert 0 < summary["epsilon"] <= 6.0
-    models = [load_file(newest() / f"round-{i:04d}.safetensors") for i in (0, 2)]
+    models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 2)]
     assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
 
 
@@ -62,4 +58,4 @@ def test_the_papers_peers_train_under_privacy(model: str) -> None:
         {**RUN, "privacy": "local", "model": model, "model-width": 0.125, "secagg": False},
         num_hospitals=2,
     )
-    assert json.loads((newest() / "summary.json").read_text())["status"] == "completed"
+    assert json.loads((the_run() / "summary.json").read_text())["status"] == "completed"

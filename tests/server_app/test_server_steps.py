@@ -20,14 +20,14 @@ from common.model import ModelSpec, build
 from common.privacy.accounting import Event, epsilon_of
 from common.privacy.clipped_sum import clipped_sum
 from common.privacy.distributed import NoiseShares
-from common.privacy.ledger import Ledger, RunState
 from common.privacy.plan import SPARE_ROUNDS, Promise, step_noise
 from common.privacy.randomness import SecureRandom
-from common.simulation import LEDGER, hospital_splits, load_dataset
+from common.simulation import hospital_splits, load_dataset
 from common.training import to_tensor
 from deploy.inprocess import Fault, run_in_process
-from server_app.run_store import RunStore, runs_directory
+from server_app.run_store import RunStore
 from server_app.server_step import ServerStep
+from tests.server_app.running import lines, newest, states, the_run
 
 SHARED: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
@@ -35,25 +35,6 @@ SHARED: dict[str, Any] = {
     "delta": 1e-3, "sampling-rate": 0.5, "num-shares": 5, "min-cohort": 4, "learning-rate": 0.01,
 }  # fmt: skip
 PEOPLE = 5
-
-
-def the_run() -> Path:
-    (directory,) = runs_directory().iterdir()
-    return directory
-
-
-def states(run: str) -> list[RunState]:
-    found = []
-    for path in sorted((consilium_home() / "simulation").glob(f"*/runs/{run}/{LEDGER}")):
-        with Ledger(path, create=False) as ledger:
-            state = ledger.state(run)
-            assert state is not None
-            found.append(state)
-    return found
-
-
-def records() -> list[dict[str, Any]]:
-    return [json.loads(x) for x in (the_run() / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("privacy", ["distributed", "local"])
@@ -93,8 +74,8 @@ def test_a_hospital_that_is_asked_too_often_refuses_and_the_others_go_on() -> No
     often = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=SPARE_ROUNDS + 1, times=1)
     run_in_process(SHARED, num_hospitals=PEOPLE, faults=[often])
     assert [s.rounds for s in states(the_run().name)] == [3 + SPARE_ROUNDS, 3, 3, 3, 3]
-    assert [len(r["dropped"]) for r in records()[1:]] == [0, 0, 1]
-    (gone,) = records()[3]["dropped"]
+    assert [len(r["dropped"]) for r in lines(the_run())[1:]] == [0, 0, 1]
+    (gone,) = lines(the_run())[3]["dropped"]
     assert gone["hospital"] == "hospital-00"
     assert "privacy-budget" in gone["reason"]
 
@@ -105,7 +86,7 @@ def test_a_round_below_the_smallest_cohort_opens_nothing_and_moves_no_weight() -
         run_in_process(
             {**SHARED, "stage-timeout": 2.0, "quorum": 0.2}, num_hospitals=PEOPLE, faults=[lost]
         )
-    assert [r["status"] for r in records()] == ["ok", "failed", "failed", "failed"]
+    assert [r["status"] for r in lines(the_run())] == ["ok", "failed", "failed", "failed"]
     first, last = (load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 3))
     assert all(np.array_equal(first[n], last[n]) for n in first)
 
@@ -216,7 +197,7 @@ def test_whitening_is_released_first_charged_once_and_part_of_the_model(privacy:
 def test_a_statistic_that_is_asked_again_is_refused() -> None:
     again = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=1, times=1)
     run_in_process(PRIOR, num_hospitals=PEOPLE, faults=[again])
-    (gone,) = records()[1]["dropped"]
+    (gone,) = lines(the_run())[1]["dropped"]
     assert (gone["hospital"], "privacy-budget" in gone["reason"]) == ("hospital-00", True)
 
 
@@ -228,16 +209,14 @@ def test_a_hospital_whose_policy_forbids_shared_noise_refuses_it(tmp_path: Path)
     run_in_process(
         {**SHARED, "rounds": 1}, num_hospitals=PEOPLE, node_configs={0: {"policy": str(policy)}}
     )
-    (gone,) = records()[1]["dropped"]
+    (gone,) = lines(the_run())[1]["dropped"]
     assert (gone["hospital"], "privacy-policy" in gone["reason"]) == ("hospital-00", True)
     policy.write_text(policy.read_text() + "shared-noise = true\n")
     run_in_process(
         {**SHARED, "rounds": 1, "seed": 1}, num_hospitals=PEOPLE,
         node_configs={0: {"policy": str(policy)}},
     )  # fmt: skip
-    last = sorted(runs_directory().iterdir())[-1]
-    lines = (last / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[1])["dropped"] == []
+    assert lines(newest())[1]["dropped"] == []
 
 
 def test_a_server_with_another_grid_is_refused_before_anything_is_charged(
@@ -253,7 +232,7 @@ def test_a_server_with_another_grid_is_refused_before_anything_is_charged(
     monkeypatch.setattr(ServerStep, "shares", coarser)
     with pytest.raises(RoundError):
         run_in_process(SHARED, num_hospitals=PEOPLE)
-    assert {d["reason"].split(" (")[0] for d in records()[1]["dropped"]} == {
+    assert {d["reason"].split(" (")[0] for d in lines(the_run())[1]["dropped"]} == {
         "refused: secagg-layout"
     }
     assert [s.rounds for s in states(the_run().name)] == [0] * PEOPLE
@@ -270,5 +249,7 @@ def test_a_server_that_asks_for_a_steps_sum_in_the_clear_is_refused(
     monkeypatch.setattr(fedavg, "secure_round", clear)
     with pytest.raises(RoundError):
         run_in_process(SHARED, num_hospitals=PEOPLE)
-    assert {d["reason"].split(" (")[0] for d in records()[1]["dropped"]} == {"refused: policy"}
+    assert {d["reason"].split(" (")[0] for d in lines(the_run())[1]["dropped"]} == {
+        "refused: policy"
+    }
     assert [s.rounds for s in states(the_run().name)] == [0] * PEOPLE

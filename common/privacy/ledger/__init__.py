@@ -2,7 +2,8 @@
 
 :mod:`chain` is the file (SQLite, append-only, hash-chained), :mod:`subjects` knows which images
 and patients a data set holds, :mod:`runs` reads a run from its entries, :mod:`spending` says what
-the worst-off image has cost, :mod:`ledger` admits, reserves, settles and refuses.
+the worst-off image has cost, :mod:`budget` whether more fits, :mod:`ledger` admits, reserves,
+settles and refuses.
 """
 
 from common.privacy.ledger.chain import Chain, Entry, LedgerError

@@ -22,6 +22,7 @@ from pathlib import Path
 from common.errors import PrivacyError
 from common.privacy.accounting import Epsilon, Event
 from common.privacy.filter import best_order
+from common.privacy.ledger.budget import Budget, runs_of
 from common.privacy.ledger.chain import Chain, Entry
 from common.privacy.ledger.runs import (
     COUNT,
@@ -35,13 +36,8 @@ from common.privacy.ledger.runs import (
     reserved_use,
     state_of,
 )
-from common.privacy.ledger.spending import Spending, worst
-from common.privacy.ledger.subjects import (
-    Subjects,
-    check_members,
-    histories,
-    remember,
-)
+from common.privacy.ledger.spending import Spending
+from common.privacy.ledger.subjects import Subjects, remember
 from common.privacy.limits import BudgetExhausted, NotAllowed, PrivacyLimits
 from common.privacy.plan import COUNT_EPSILON, STATISTICS, Promise, RunPlan
 
@@ -142,7 +138,7 @@ class Ledger:
         epsilon: float,
     ) -> None:
         use = Use(run, data, "all", unit, pure=epsilon)
-        self._check_fits(run, data, limits, self._order(limits), [use])
+        self._check_fits(run, data, limits, [use])
         note = json.dumps({"train": numbers[0], "val": numbers[1]})
         self.chain.append(
             Entry(kind="reserve", run=run, dataset=data, part="all", unit=unit, mechanism=COUNT,
@@ -178,32 +174,21 @@ class Ledger:
         """BudgetExhausted unless the rest of ``plan`` fits."""
         fresh = RunState(run, data, plan, 0, 0, False, False, datetime.now(UTC), {})
         rest = (replace(known, dataset=data) if known else fresh).rest()
-        self._check_fits(run, data, limits, self._order(limits), rest)
+        self._check_fits(run, data, limits, rest)
 
-    def _check_fits(
-        self, run: str, data: str, limits: PrivacyLimits, order: float, more: list[Use]
-    ) -> None:
+    def _check_fits(self, run: str, data: str, limits: PrivacyLimits, more: list[Use]) -> None:
         """BudgetExhausted unless ``more`` fits; where it does, other runs' expired holds lapse.
 
         That they lapse is written down: a clock that is set back does not revive them.
         """
-        if math.isfinite(limits.total_epsilon):
-            check_members(self.chain)  # an image taken off the list would have a budget anew
-            others = self._uses() + self._held(limits, skip=run)
-            after = self._worst(data, limits, others + more, order)
-            if not after.epsilon <= limits.total_epsilon:
-                before = self._worst(data, limits, others, order)
-                raise BudgetExhausted(
-                    f"with this run the images would come to ε={after.epsilon:.3f} at "
-                    f"δ={limits.total_delta:g} ({after.accountant}); this hospital allows "
-                    f"{limits.total_epsilon:g} in all, and {before.epsilon:.3f} are spent or held",
-                    "ask the coordinator for a smaller epsilon; see `consilium ledger show`",
-                )
-        now = datetime.now(UTC)
-        for other in self._states(skip=run):
-            if other.unfinished and not (other.closed or other.lapsed or other.holds(limits, now)):
-                lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
-                self.chain.append(lapse)
+        budget = self._budget(limits, self._order(limits))
+        budget.check(run, data, more)
+        for other in budget.expired(skip=run):
+            lapse = Entry(kind="lapse", run=other.run, dataset=other.dataset, part="all")
+            self.chain.append(lapse)
+
+    def _budget(self, limits: PrivacyLimits, order: float) -> Budget:
+        return Budget(self.chain, limits, order, datetime.now(UTC))
 
     def reserve_round(self, run: str, round: int, model: str, mechanism: str = TRAINING) -> Entry:
         """Reserve what ``round`` of ``run`` makes of the training images, on the model ``model``.
@@ -344,33 +329,11 @@ class Ledger:
         At the limits' δ. With ``held``, what live runs still hold is counted too, except that of
         the run ``skip``.
         """
-        uses = self._uses() + (self._held(limits, skip) if held else [])
-        return self._worst(dataset, limits, uses, self._order())
+        return self._budget(limits, self._order()).total(dataset, held=held, skip=skip)
 
     def runs(self) -> list[str]:
         """Every run that an entry is of, in order of appearance."""
-        return list(dict.fromkeys(e.run for e in self.chain.entries() if e.run))
-
-    def _uses(self, run: str | None = None) -> list[Use]:
-        entries = self.chain.entries(run=run)
-        return [reserved_use(e) for e in entries if e.kind == "reserve"]
-
-    def _states(self, skip: str = "") -> list[RunState]:
-        states = [self.state(run) for run in self.runs() if run != skip]
-        return [state for state in states if state is not None]
-
-    def _held(self, limits: PrivacyLimits, skip: str = "") -> list[Use]:
-        now = datetime.now(UTC)
-        return [u for s in self._states(skip) if s.holds(limits, now) for u in s.rest()]
-
-    def _worst(self, data: str, limits: PrivacyLimits, uses: list[Use], order: float) -> Spending:
-        return worst(
-            histories(self.chain, data, limits.unit),
-            uses,
-            unit=limits.unit,
-            delta=limits.total_delta,
-            order=order,
-        )
+        return runs_of(self.chain)
 
 
 def _cost_so_far(state: RunState, mine: list[Entry], more: Entry) -> Epsilon:

@@ -11,13 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from client_app import work
+from client_app import tuning
 from common.errors import ConfigError, RoundError
 from common.vectors import Base, VectorError
 from deploy.cli import cli
 from deploy.inprocess import run_in_process
-from server_app.run_store import runs_directory
-from server_app.vectors import strategy
+from tests.server_app.vectors.running import the_run
 
 SYNTHETIC = ["dataset=synthetic", "synthetic-size=1500", "model-width=0.03125"]
 CONFIG: dict[str, Any] = {
@@ -44,18 +43,10 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy, "LOOK", 0.05)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-
-
-def the_run() -> str:
-    return max(runs_directory().iterdir()).name
-
-
 def listed(*options: str) -> dict[str, Any]:
-    return dict(json.loads(consilium("vectors", "list", the_run(), "--format", "json", *options)))
+    return dict(
+        json.loads(consilium("vectors", "list", the_run().name, "--format", "json", *options))
+    )
 
 
 def test_a_base_is_trained_on_public_images_and_says_what_it_is(pretrained: Path) -> None:
@@ -76,7 +67,7 @@ def test_pretraining_without_public_images_is_refused(tmp_path: Path) -> None:
 def test_a_vector_with_its_sign_turned_is_shown_excluded_and_the_run_goes_on(
     pretrained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tune = work.tune
+    tune = tuning.tune
 
     def turned(offer: Any, name: str, hospital: Any, context: Any) -> Any:
         made = tune(offer, name, hospital, context)
@@ -85,34 +76,36 @@ def test_a_vector_with_its_sign_turned_is_shown_excluded_and_the_run_goes_on(
                 made.values[key] = made.values[key] * np.float32(-4.5)
         return made
 
-    monkeypatch.setattr(work, "tune", turned)
+    monkeypatch.setattr(tuning, "tune", turned)
     settings = {**CONFIG, "base": str(pretrained), "publish-every": 5, "publish-quorum": 3}
     with pytest.raises(RoundError, match="validation accuracy"):
         run_in_process(settings, num_hospitals=5)
     told = listed("--influence")
     worst = told["influence"]["rows"][0]
     assert worst["hospital"] == "hospital-02" and worst["harmful"]
-    assert "harms" in consilium("vectors", "list", the_run(), "--influence")
+    assert "harms" in consilium("vectors", "list", the_run().name, "--influence")
     (bad,) = [v["serial"] for v in told["vectors"] if v["hospital"] == "hospital-02"]
-    assert "base is 0" in consilium("vectors", "exclude", the_run(), bad, "--reason", "turned")
-    said = consilium("vectors", "merge", the_run(), "--choose-scale", "--out", str(tmp_path / "m"))
+    assert "base is 0" in consilium("vectors", "exclude", the_run().name, bad, "--reason", "turned")
+    said = consilium(
+        "vectors", "merge", the_run().name, "--choose-scale", "--out", str(tmp_path / "m")
+    )
     assert "4 vectors of 4 hospitals wait" in said and "chosen:" in said
     assert load_file(tmp_path / "m")
-    run_in_process({**settings, "resume": the_run()}, num_hospitals=5)
+    run_in_process({**settings, "resume": the_run().name}, num_hospitals=5)
     states = {v["hospital"]: (v["state"], v["published_in"]) for v in listed()["vectors"]}
     assert states["hospital-02"] == ("excluded", None)
     assert states["hospital-00"] == ("accepted", 1)
     first = listed()["bases"][1]["id"]
-    consilium("vectors", "include", the_run(), bad)
+    consilium("vectors", "include", the_run().name, bad)
     assert listed()["bases"][1]["id"] != first
-    consilium("vectors", "exclude", the_run(), bad)
+    consilium("vectors", "exclude", the_run().name, bad)
     assert listed()["bases"][1]["id"] == first
-    assert "mended: none" in consilium("vectors", "rebuild", the_run())
-    assert "base is 0" in consilium("vectors", "take-back", the_run(), "1")
-    assert "base is 2" in consilium("vectors", "publish", the_run())
+    assert "mended: none" in consilium("vectors", "rebuild", the_run().name)
+    assert "base is 0" in consilium("vectors", "take-back", the_run().name, "1")
+    assert "base is 2" in consilium("vectors", "publish", the_run().name)
     assert listed()["bases"][1]["id"] == first  # the same vectors make the same model
     with pytest.raises(VectorError, match="quorum"):
-        consilium("vectors", "publish", the_run())
+        consilium("vectors", "publish", the_run().name)
 
 
 def test_a_run_that_is_none_is_refused() -> None:

@@ -18,10 +18,9 @@ from common.secagg import Identity
 from common.vectors import Base, VectorError
 from deploy.inprocess import run_in_process
 from server_app.registry import Registry
-from server_app.run_store import runs_directory
-from server_app.vectors import strategy
 from server_app.vectors.ensemble import FOLDER, MANIFEST, Ensemble
 from tests.deploy.vectors.test_commands import consilium
+from tests.server_app.vectors.running import summary, the_run
 
 TINY: dict[str, Any] = {
     "mode": "vectors", "dataset": "synthetic", "synthetic-size": 240, "image-size": 16,
@@ -29,14 +28,6 @@ TINY: dict[str, Any] = {
     "model-width": 0.03125, "privacy": "none", "secagg": False, "versions": 1,
 }  # fmt: skip
 SPEC = ModelSpec(width=0.03125)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy, "LOOK", 0.05)
-    monkeypatch.setattr("server_app.vectors.post.FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("server_app.vectors.post.LONGEST_WAIT", 0.05)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
 def base_file(folder: Path, *, pretrained: bool) -> str:
@@ -50,14 +41,6 @@ def base_file(folder: Path, *, pretrained: bool) -> str:
 @pytest.fixture
 def random_base(tmp_path: Path) -> str:
     return base_file(tmp_path, pretrained=False)
-
-
-def the_run() -> Path:
-    return max(runs_directory().iterdir())
-
-
-def summary() -> dict[str, Any]:
-    return dict(json.loads((the_run() / "summary.json").read_text()))
 
 
 def fails(settings: dict[str, Any], hospitals: int) -> RoundError:

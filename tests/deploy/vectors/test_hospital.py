@@ -23,9 +23,8 @@ from common.simulation import LEDGER
 from deploy.inprocess import InProcessGrid, run_in_process
 from deploy.provision.demo import Demo, make
 from server_app.registry import Registry
-from server_app.run_store import runs_directory
-from server_app.vectors import strategy
 from tests.deploy.vectors.test_commands import consilium
+from tests.server_app.vectors.running import the_run
 
 N = 3
 POLICY = "version = 1\n[privacy]\ntotal-epsilon = 8.0\ntotal-delta = 1e-3\n[vectors]\nsend = {}\n"
@@ -43,9 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def federation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(strategy, "LOOK", 0.05)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+def federation(made: Path, tmp_path: Path) -> Path:
     root = tmp_path / "federation"
     shutil.copytree(made, root)
     for i in range(N):
@@ -74,10 +71,6 @@ def config(root: Path, **changes: Any) -> dict[str, Any]:
 def run(root: Path, **changes: Any) -> InProcessGrid:
     nodes = {i: {"hospital": str(root / f"hospital-{i:02d}")} for i in range(N)}
     return run_in_process(config(root, **changes), num_hospitals=N, node_configs=nodes)
-
-
-def the_run() -> Path:
-    return max(runs_directory().iterdir())
 
 
 def test_a_vector_made_offline_is_delivered_later_and_can_be_taken_back(federation: Path) -> None:

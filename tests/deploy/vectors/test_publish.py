@@ -13,10 +13,10 @@ from deploy.inprocess import run_in_process
 from server_app.registry import Registry
 from tests.deploy.vectors.test_commands import consilium
 from tests.server_app.test_report import words
-from tests.server_app.vectors.test_federated import JUDGED, counted, gate, soon
-from tests.server_app.vectors.test_strategy import base, quick, registry, the_run
+from tests.server_app.vectors.judging import JUDGED, counted, gate, soon
+from tests.server_app.vectors.running import registry, the_run
 
-__all__ = ["base", "quick", "soon"]  # fixtures
+__all__ = ["soon"]  # fixtures
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client_app import work
 from common.config import KEYS, RunConfig
 from common.errors import ConfigError, RoundError
 from common.files import consilium_home
@@ -30,25 +28,11 @@ from server_app.vectors.federated import (
     HospitalsVerdict,
     WorseAtHospitals,
 )
-from tests.client_app.test_judging import delivered
-from tests.server_app.vectors.test_strategy import TINY, base, lines, quick, registry, the_run
+from tests.client_app.judging import ALLOWED, delivered
+from tests.server_app.vectors.judging import JUDGED, counted, gate, soon
+from tests.server_app.vectors.running import TINY, lines, registry, the_run
 
-__all__ = ["base", "quick"]  # fixtures
-
-JUDGED: dict[str, Any] = {
-    **TINY, "judged-by": "hospitals", "publish-every": 3, "stage-timeout": 4.0,
-}  # fmt: skip
-ALLOWED = (
-    'version = 1\n[aggregation]\nsecagg = "optional"\nrequire-roster = false\n'
-    '[privacy]\nallow-non-private = true\n[vectors]\nsend = "any"\n'
-)
-Counts = Callable[[Comparison, str], tuple[int, int]]
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOOK", "FIRST_PAUSE"):
-        monkeypatch.setattr(federated, name, 0.05)
+__all__ = ["soon"]  # fixtures
 
 
 @pytest.fixture
@@ -60,28 +44,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, str, int, int]]:
     return counted(monkeypatch, lambda asked, name: (1 << int(name[-2:]), 3 ** int(name[-2:])))
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, say: Counts) -> list[tuple[bytes, str, int, int]]:
-    """Hospitals count as ``say`` says, and it is written down."""
-    found: list[tuple[bytes, str, int, int]] = []
-
-    def watched(asked: Comparison, hospital: Any) -> tuple[int, int]:
-        counts = say(asked, hospital.name)
-        found.append((asked.models, hospital.name, *counts))
-        return counts
-
-    monkeypatch.setattr(work, "compare", watched)
-    return found
-
-
 def kept() -> dict[str, Any]:
     return dict(json.loads((the_run() / "judging.json").read_text()))
-
-
-def gate(version: int) -> dict[str, Any]:
-    """What the registry keeps of a publication's judgement."""
-    with registry() as opened:
-        (row,) = [p for p in opened.log().points if p.version == version]
-        return dict(json.loads(row.gate))
 
 
 def asked(grid: InProcessGrid, kind: str = "query.judge") -> list[int]:

@@ -1,4 +1,4 @@
-"""What the server keeps of vectors: nothing is lost by its own faults, nothing counts twice."""
+"""What a server keeps of vectors: a kill or a fault loses nothing, and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -8,25 +8,108 @@ from typing import Any
 
 import pytest
 
-from common.vectors import VectorError
-from deploy.inprocess import run_in_process
+from common.files import consilium_home
+from common.privacy.ledger import Ledger
+from common.secagg import Identity
+from common.simulation import LEDGER
+from common.vectors import Rule, VectorError
+from deploy.inprocess import Fault, run_in_process
 from server_app.registry import Registry
+from server_app.vectors import letters
 from server_app.vectors.record import hospitals_validation
 from tests.common.vectors.building import base as small_base
 from tests.common.vectors.building import serial
 from tests.server_app.registry.building import arrives, fresh, near
-from tests.server_app.vectors.test_resumed import states, withdrawn
-from tests.server_app.vectors.test_strategy import (
+from tests.server_app.vectors.running import (
+    PRIVATE,
     TINY,
-    base,
+    Killed,
+    after,
+    is_offer,
+    keys,
     lines,
     outbox,
-    quick,
+    registry,
+    states,
+    summary,
     the_run,
-    trained,
+    withdrawn,
 )
 
-__all__ = ["base", "quick", "trained"]  # fixtures
+
+@pytest.mark.parametrize(("method", "number"), [("accept", 2), ("adopt", 1)])
+def test_a_killed_server_goes_on_to_the_base_that_it_would_have_reached(
+    base: str, method: str, number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    trained: Counter[tuple[str, int]],
+) -> None:  # fmt: skip
+    """Bit for bit that of a server that was never stopped, on the same arrivals."""
+    settings = {**TINY, "base": base, "versions": 2, "publish-every": 3}
+    with monkeypatch.context() as context:
+        after(number, Registry, method, context)
+        context.setattr("server_app.vectors.run.VectorsRun.conclude", lambda *_: None)
+        with pytest.raises(Killed):
+            run_in_process(settings, num_hospitals=3)
+    run_in_process({**settings, "resume": the_run().name}, num_hospitals=3)
+    assert summary()["bases"] == 2
+    assert set(trained.values()) == {1}
+    assert len(lines("arrival")) == len({row["serial"] for row in lines("arrival")}) == 6
+    assert [row["version"] for row in lines("base")] == [0, 1, 2]
+    told = keys()
+    with registry() as kept, Registry(tmp_path / "whole") as whole:
+        whole.add_base(kept.base(0))
+        log = kept.log()
+        for point in log.points:
+            for row in log.vectors:
+                if row.seq <= point.upto:
+                    path = the_run() / "registry" / "vectors" / f"{row.serial}.safetensors"
+                    whole.accept(path.read_bytes(), told)
+            whole.publish(Rule(), skewed=False)
+        assert whole.current().id == kept.current().id
+
+
+def test_each_vector_is_charged_once_and_delivering_it_again_costs_nothing(base: str) -> None:
+    settings = {
+        **TINY, **PRIVATE, "base": base, "versions": 2, "publish-every": 3,
+    }  # fmt: skip
+    run_in_process(settings, num_hospitals=3, faults=[Fault(is_offer(1), repeat=1)])
+    told = summary()
+    assert told["epsilon"] <= 4.0
+    home = consilium_home() / "simulation" / "hospital-01"
+    ledgers = sorted(home.glob(f"runs/*/{LEDGER}"))
+    assert len(ledgers) == 2  # one for each vector: a simulation has no total
+    for path in ledgers:
+        with Ledger(path, create=False) as ledger:
+            state = ledger.state(path.parent.name)
+            assert state is not None and state.rounds == 1 and not state.unfinished
+            assert 0 < ledger.spent_by_run(path.parent.name).value <= 4.0
+    assert all(0 < row["epsilon"] <= 4.0 for row in lines("arrival"))
+    assert told["by_hospital"]["hospital-01"]["vectors"] == 2
+
+
+def test_a_withdrawn_vector_leaves_the_model_as_if_it_had_never_come(
+    base: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {**TINY, "base": base, "publish-every": 4}
+    run_in_process(settings, num_hospitals=4)
+    (item,) = outbox(2).items()
+    assert item.state == "sent"
+    home = consilium_home() / "simulation" / "hospital-02"
+    identity = Identity((home / "identity.key").read_bytes())
+    assert outbox(2).withdraw(item.serial, "hospital-02", identity).state == "withdrawal waits"
+    assert not (outbox(2).folder / f"{item.serial}.safetensors").exists()
+    monkeypatch.setattr(letters, "KNOCK", 0.0)
+    run_in_process({**settings, "resume": the_run().name, "versions": 2}, num_hospitals=4)
+    assert [row["serial"] for row in lines("withdrawal")] == [item.serial]
+    assert outbox(2).items()[0].state == "withdrawn"
+    told = keys()
+    with registry() as kept, Registry(tmp_path / "without") as without:
+        first = kept.base(1)
+        without.add_base(kept.base(0))
+        for row in kept.log().vectors:
+            path = the_run() / "registry" / "vectors" / f"{row.serial}.safetensors"
+            if row.base == kept.base(0).id and row.serial != item.serial:
+                without.accept(path.read_bytes(), told)
+        assert without.publish(Rule(), skewed=False).id == first.id
 
 
 def failing(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:

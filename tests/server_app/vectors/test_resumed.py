@@ -8,44 +8,28 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from common.errors import RoundError
-from common.files import consilium_home
-from common.secagg import Identity
+from common.errors import ConfigError, RoundError
 from deploy.inprocess import Fault, InProcessGrid, run_in_process
 from server_app.registry import Registry
-from server_app.vectors import strategy
+from server_app.vectors import letters
 from server_app.vectors.public import Judge
 from server_app.vectors.record import Journal
 from tests.server_app.test_report import words
-from tests.server_app.vectors.test_federated import JUDGED, counted, gate, soon
-from tests.server_app.vectors.test_strategy import (
+from tests.server_app.vectors.judging import JUDGED, counted, gate, soon
+from tests.server_app.vectors.running import (
     TINY,
     Killed,
     after,
-    base,
     lines,
     outbox,
-    quick,
     registry,
+    states,
     summary,
     the_run,
+    withdrawn,
 )
 
-__all__ = ["base", "quick", "soon"]  # fixtures
-
-
-def withdrawn(number: int, version: int = 0) -> str:
-    """The hospital takes back what it made from that base; its serial."""
-    (item,) = [i for i in outbox(number).items() if i.version == version]
-    home = consilium_home() / "simulation" / f"hospital-{number:02d}"
-    identity = Identity((home / "identity.key").read_bytes())
-    outbox(number).withdraw(item.serial, f"hospital-{number:02d}", identity)
-    return item.serial
-
-
-def states() -> dict[str, str]:
-    with registry() as kept:
-        return {entry.row.serial: entry.state for entry in kept.vectors()}
+__all__ = ["soon"]  # fixtures
 
 
 def refuse_all(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
@@ -112,8 +96,8 @@ def test_a_hospital_that_says_nothing_holds_a_resumed_run_up_for_a_while_only(
     settings = {**TINY, "base": base, "publish-every": 3}
     run_in_process(settings, num_hospitals=3)
     serial = withdrawn(1)
-    monkeypatch.setattr(strategy, "HEARING", 1.0)
-    monkeypatch.setattr(strategy, "FAREWELL", 1.0)
+    monkeypatch.setattr(letters, "HEARING", 1.0)
+    monkeypatch.setattr(letters, "FAREWELL", 1.0)
     silent = Fault(lambda kind, i, _: kind == "query.receipt" and i == 0, drop_reply=True)
     started = time.monotonic()
     run_in_process(
@@ -262,7 +246,7 @@ def test_where_hospitals_judge_a_base_that_is_made_anew_is_trained_from_and_judg
 ) -> None:
     """They judge no base that they made no vector from, and all had delivered for the old one."""
     counted(monkeypatch, lambda asked, name: (1, 1))
-    monkeypatch.setattr(strategy, "KNOCK", 0.0)
+    monkeypatch.setattr(letters, "KNOCK", 0.0)
     taken: list[str] = []
     handle = InProcessGrid._handle
 
@@ -286,3 +270,17 @@ def test_where_hospitals_judge_a_base_that_is_made_anew_is_trained_from_and_judg
         recipe = kept.log().recipes[2]
         assert len(recipe) == len({i.row.hospital for i in recipe}) == 5
         assert {i.staleness for i in recipe} == {0}
+
+
+def test_a_resumed_run_that_is_complete_asks_nobody(base: str) -> None:
+    settings = {**TINY, "base": base, "publish-every": 3}
+    run_in_process(settings, num_hospitals=3)
+    before = (the_run() / "model.safetensors").read_bytes()
+    grid = run_in_process({**settings, "resume": the_run().name}, num_hospitals=3)
+    assert not [kind for kind, _, _ in grid.log if kind == "query.offer"]
+    assert (the_run() / "model.safetensors").read_bytes() == before
+    more = {**settings, "resume": the_run().name, "versions": 2}
+    run_in_process(more, num_hospitals=3)
+    assert summary()["bases"] == 2
+    with pytest.raises(ConfigError, match="seed"):
+        run_in_process({**more, "seed": 5}, num_hospitals=3)
