@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -38,10 +38,16 @@ class Part:
         For ``image`` two pictures that are the same picture are one unit. For ``patient``
         DataError where it is not known whose an image is.
         """
-        if unit == PATIENT:
-            numbers = self.source.units()
-        else:
-            numbers = np.unique(self.source.digests, axis=0, return_inverse=True)[1].reshape(-1)
+        return self._patients if unit == PATIENT else self._pictures
+
+    # Once for a hospital's pictures, and not in each round.
+    @cached_property
+    def _patients(self) -> Tensor:
+        return torch.from_numpy(self.source.units().astype(np.int64))
+
+    @cached_property
+    def _pictures(self) -> Tensor:
+        numbers = np.unique(self.source.digests, axis=0, return_inverse=True)[1].reshape(-1)
         return torch.from_numpy(numbers.astype(np.int64))
 
     def count_units(self, unit: str) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from client_app.hospital import Hospital
 from common.aggregation import GRADIENT
@@ -97,7 +97,7 @@ def fields_of(
         if name == "envelope":
             _only(name, set(inner), {"version", "payload"})
             if "payload" in inner:
-                small = record.config_records[name]["payload"]
+                small = inner["payload"]
                 assert isinstance(small, bytes)
                 found += _payload(small, stage, hospital, binding)
         elif name in _KNOWN:
@@ -111,13 +111,15 @@ def fields_of(
             found += _parcel(inner, hospital)
         elif name == "payload":
             _only(name, set(inner), {"bytes"})
-            large = record.array_records[name]["bytes"].data
-            found += _payload(large, stage, hospital, binding)
+            array = inner["bytes"]
+            assert isinstance(array, Array)
+            found += _payload(array.data, stage, hospital, binding)
         elif name == "metrics":
             _only(name, set(inner), _METRICS)
             found += [Field(key, "1 number", _told(key, hospital, None)) for key in inner]
         elif name == "update":
-            size = sum(math.prod(array.shape) for array in record.array_records[name].values())
+            assert isinstance(inner, ArrayRecord)
+            size = sum(math.prod(array.shape) for array in inner.values())
             found.append(Field("update", f"{size} numbers", _told("update", hospital, None)))
         else:
             raise EgressError(

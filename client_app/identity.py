@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Context
 from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import read_key
+from common.messages.wire import entry
 from common.roster import load_roster
 from common.secagg import Identity
 
@@ -43,7 +44,7 @@ def identity_of(context: Context) -> Identity:
                 f"the identity key {file} is missing or not 32 bytes",
                 "restore it from the hospital's backup, or enrol anew",
             ) from None
-    record = context.state.config_records.get(_RECORD)
+    record = entry(context.state, _RECORD, ConfigRecord)
     if record is None:
         identity = Identity.generate()
         context.state[_RECORD] = ConfigRecord({"private": identity.private_bytes()})

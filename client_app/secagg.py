@@ -24,7 +24,7 @@ from client_app.identity import identity_of, roster_of
 from common.aggregation import TRAIN, VALIDATE, layout_for, params_for
 from common.errors import ConfigError
 from common.files import read_json, write_json
-from common.messages import RAW
+from common.messages import RAW, entry
 from common.secagg import HospitalRound, Refusal, RoundBinding, encode
 
 log = logging.getLogger("consilium.hospital")
@@ -182,7 +182,7 @@ def advertise(
 
 def round_at_hand(context: Context) -> RoundBinding | None:
     """What the round at this node is about; None if there is none."""
-    record = context.state.config_records.get(_STATE)
+    record = entry(context.state, _STATE, ConfigRecord)
     if record is None:
         return None
     return RoundBinding.from_bytes(bytes(record["binding"]))  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
     Refuses when this node holds no round (it was restarted, or the round was wiped) and
     whatever the protocol refuses; the round is wiped then.
     """
-    record = context.state.config_records.get(_STATE)
+    record = entry(context.state, _STATE, ConfigRecord)
     if record is None:
         raise _refuse("no-round", "This node is in no round: it was restarted, or has aborted")
     machine = HospitalRound.from_bytes(bytes(record["machine"]))  # type: ignore[arg-type]
@@ -242,7 +242,7 @@ def _stage(
         return reply
     if stage == MASKED:
         Once(hospital).mark_masked(binding)  # before anything leaves
-        kept = context.state.array_records[_INPUT]["vector"]
+        kept = _known(entry(context.state, _INPUT, ArrayRecord))["vector"]
         vector = np.frombuffer(bytearray(kept.data), dtype=kept.dtype)  # a copy, to be masked
         del context.state[_INPUT]
         return machine.masked_input(message, vector)
@@ -264,6 +264,12 @@ def _store(
             "base": base,
         }
     )
+
+
+def _known(vector: ArrayRecord | None) -> ArrayRecord:
+    if vector is None:
+        raise _refuse("no-vector", "This node holds no vector for the round")
+    return vector
 
 
 def _refuse(code: str, what: str) -> Refusal:

@@ -22,7 +22,7 @@ from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope, Job, Report
-from common.model import ModelSpec, Weights, build, build_for, get_weights, weights_digest
+from common.model import ModelSpec, Weights, build, build_for, state_names, weights_digest
 from common.prior.model import head_alone
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
@@ -95,8 +95,11 @@ class Work:
         model, weights, inputs = head_alone(
             build(self.spec), self.job.weights, val.images, kept_features(self.hospital)
         )
+        # In bfloat16 an image's loss may hang on how many others there are, by far more than in
+        # float32: the noise on private figures would not cover it.
+        precision = config.precision if config.privacy == "none" else "float32"
         return evaluate(
-            model, weights, inputs, val.labels, threads=config.threads, precision=config.precision
+            model, weights, inputs, val.labels, threads=config.threads, precision=precision
         )
 
     def train(self, run: PrivateRun | None) -> TrainResult:
@@ -219,7 +222,7 @@ def _updated(
         return Report(work.job.run, work.job.round, work.hospital.name, metrics, update).to_record()
     # In the model's own order, not in the one in which the server sent the weights: a server that
     # permuted them for one hospital would find its update at another place of the sum.
-    values = {"update": flatten({n: update[n] for n in get_weights(build(work.spec))})}
+    values = {"update": flatten({n: update[n] for n in state_names(work.spec)})}
     if train_loss is not None:
         values["train-loss-sum"] = np.array([train_loss])
     return _answer(work, figures, values, weight)

@@ -21,6 +21,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -93,6 +94,8 @@ class InProcessGrid(Grid):
         """(message type, partition id, group id) of every message handled, in order."""
         self._ids = count(1)
         self._pending: dict[str, _Pending] = {}
+        self._on_wire: dict[str, ProtoRecordDict] = {}
+        """Message id → its content as it travels, until it is handled."""
         self._pool = ThreadPoolExecutor(self.workers)
         self._locks = {i: threading.Lock() for i in range(self.num_hospitals)}
 
@@ -147,6 +150,8 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand each message to its hospital; "" for a hospital that is not connected."""
         ids = []
+        sent: dict[int, ProtoRecordDict] = {}  # one content for all hospitals is serialised once
+        messages = list(messages)
         for message in messages:
             partition_id = message.metadata.dst_node_id - self._node(0)
             if partition_id in self.offline:
@@ -155,17 +160,23 @@ class InProcessGrid(Grid):
             message_id = f"message-{next(self._ids)}"
             message.metadata.__dict__["_message_id"] = message_id
             fault = next((f for f in self.faults if f.applies(message, partition_id)), None)
+            if id(message.content) not in sent:
+                sent[id(message.content)] = recorddict_to_proto(message.content)
+            self._on_wire[message_id] = sent[id(message.content)]
             future = self._pool.submit(self._deliver, message, partition_id, fault)
             self._pending[message_id] = _Pending(future, fault.delay_polls if fault else 0)
             ids.append(message_id)
         return ids
 
     def _deliver(self, message: Message, partition_id: int, fault: Fault | None) -> Message | None:
-        if fault and fault.drop_request:
-            return None
-        with self._locks[partition_id]:  # a node handles one message at a time
-            for _ in range(1 + (fault.repeat if fault else 0)):
-                reply = self._handle(message, partition_id)
+        try:
+            if fault and fault.drop_request:
+                return None
+            with self._locks[partition_id]:  # a node handles one message at a time
+                for _ in range(1 + (fault.repeat if fault else 0)):
+                    reply = self._handle(message, partition_id)
+        finally:
+            del self._on_wire[message.metadata.message_id]
         if fault and fault.drop_reply:
             return None
         if fault and fault.edit_reply and reply.has_content():
@@ -175,7 +186,8 @@ class InProcessGrid(Grid):
     def _handle(self, message: Message, partition_id: int) -> Message:
         m = message.metadata
         self.log.append((m.message_type, partition_id, m.group_id))
-        received = Message(_travel(message.content), m.dst_node_id, m.message_type,
+        content = recorddict_from_proto(self._on_wire[m.message_id])
+        received = Message(content, m.dst_node_id, m.message_type,
                            group_id=m.group_id, ttl=m.ttl)  # fmt: skip
         received.metadata.__dict__["_message_id"] = m.message_id
         try:

@@ -17,9 +17,13 @@ from flwr.serverapp import Grid
 from common.errors import ConsiliumError
 from common.messages import Refusal
 
-FIRST_WAIT = 0.02
-LONGEST_WAIT = 0.5
-"""Seconds between polls, at first and at most."""
+FIRST_WAIT, SHARE, LONGEST_WAIT = 0.01, 0.05, 0.5
+"""Seconds between polls at least, as a part of the time since the last answer, and at most: an
+answer is seen at most a twentieth later than it came, and long training is not asked after often.
+"""
+AT_ONCE = 4
+"""Answers that one pull may bring: a masked vector is as large as a model, and a pull of all
+hospitals' would hold them all where the sum needs one at a time."""
 
 _MEANINGS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "it did not load the app: a node runs only the code that "
@@ -78,24 +82,28 @@ def ask(
             pending[message_id] = name
         else:
             answers.absent.append(Absence(name, stage, "its node is not connected"))
-    deadline = time.monotonic() + timeout
-    wait = FIRST_WAIT
+    last = time.monotonic()
+    deadline = last + timeout
     while pending:
-        came = list(grid.pull_messages(list(pending)))
-        for reply in came:
-            name_or_none = pending.pop(reply.metadata.reply_to_message_id, None)
-            if name_or_none is None:
-                continue
-            _take(reply, name_or_none, stage, answers, on_answer)
+        came, waiting = False, list(pending)
+        for start in range(0, len(waiting), AT_ONCE):
+            replies = list(grid.pull_messages(waiting[start : start + AT_ONCE]))
+            while replies:
+                came, reply = True, replies.pop(0)  # taken, it is held no longer
+                name_or_none = pending.pop(reply.metadata.reply_to_message_id, None)
+                if name_or_none is not None:
+                    _take(reply, name_or_none, stage, answers, on_answer)
         if not pending:
             break
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             answers.absent += [
                 Absence(name, stage, f"no answer within {timeout:g} s") for name in pending.values()
             ]
             break
-        wait = FIRST_WAIT if came else min(wait * 1.5, LONGEST_WAIT)
-        time.sleep(min(wait, max(0.0, deadline - time.monotonic())))
+        last = now if came else last
+        wait = min(max(SHARE * (now - last), FIRST_WAIT), LONGEST_WAIT)
+        time.sleep(min(wait, deadline - now))
     answers.absent.sort(key=lambda a: a.hospital)
     return answers
 

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from common.config import RunConfig
 from common.errors import RoundError
 from common.messages import Job
-from common.model import ModelSpec, Weights, build, get_weights
+from common.model import ModelSpec, Weights, state_names
 from common.simulation import simulated_spending
 from server_app.averaged import Averaged
 from server_app.directory import Directory
@@ -123,7 +123,7 @@ class FedAvg:
 
         The step before is all the state that FedAvg's momentum has.
         """
-        order = list(get_weights(build(self.spec)))  # which a file does not keep
+        order = state_names(self.spec)  # which a file does not keep
         done = self.store.last_round()
         if done is not None:
             return done, *self._recalled(done, order)

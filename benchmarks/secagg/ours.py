@@ -34,7 +34,7 @@ POLICY = SecAggPolicy(require_roster=True, min_threshold=3, min_cohort=3, min_sh
 _STATE, _INPUT = "secagg-state", "secagg-input"
 
 
-class _Hospital:
+class Hospital:
     """A hospital as client_app.secagg runs one: between two messages it is records on its node.
 
     The marks on its disk are left out.
@@ -42,10 +42,11 @@ class _Hospital:
 
     def __init__(self, name: str, roster: Mapping[str, bytes], clock: CpuClock) -> None:
         self.name, self.roster, self.clock = name, roster, clock
-        self.identity = _identity(name)
+        self.identity = identity_of(name)
         self.state = RecordDict()
 
     def advertise(self, message: bytes) -> bytes:
+        """Accept the round and send this round's keys."""
         binding = RoundBinding.from_bytes(message)
         machine, answer = HospitalRound.advertise(
             self.name, binding, identity=self.identity, policy=POLICY, model_hash=MODEL
@@ -68,11 +69,13 @@ class _Hospital:
             self.state[_INPUT] = ArrayRecord({"vector": stored})
 
     def share(self, message: bytes) -> bytes:
+        """Share the secrets with the neighbours."""
         return self._step(
             lambda m: m.share(message, identity=self.identity, policy=POLICY, roster=self.roster)
         )
 
     def masked(self, message: bytes) -> bytes:
+        """Mask the vector that was encoded and hand it over."""
         with self.clock.on(self.name, "keep"):
             kept = self.state.array_records[_INPUT]["vector"]
             vector = np.frombuffer(bytearray(kept.data), dtype=kept.dtype)
@@ -80,9 +83,11 @@ class _Hospital:
         return self._step(lambda m: m.masked_input(message, vector))
 
     def consistency(self, message: bytes) -> bytes:
+        """Sign who survived."""
         return self._step(lambda m: m.consistency(message, identity=self.identity))
 
     def unmask(self, message: bytes) -> bytes:
+        """Reveal one share for each neighbour, and forget the round."""
         machine, _, _ = self._load()
         answer = machine.unmask(message)
         del self.state[_STATE]
@@ -113,22 +118,10 @@ class _Ours:
         self.case, self.clock = case, clock
         self.up: Counter[str] = Counter()
         self.down: Counter[str] = Counter()
-        roster = {name: _identity(name).public for name in case.names}
-        self.hospitals = {name: _Hospital(name, roster, clock) for name in case.names}
+        roster = {name: identity_of(name).public for name in case.names}
+        self.hospitals = {name: Hospital(name, roster, clock) for name in case.names}
         with clock.on(SERVER, "setup"):
-            self.binding = RoundBinding(
-                run="benchmark",
-                round=1,
-                purpose="train",
-                params=SecAggParams(
-                    num_shares=case.num_shares,
-                    reconstruction_threshold=case.threshold,
-                    min_cohort=case.threshold,
-                    max_cohort=case.hospitals,
-                ),
-                layout=update_layout(case.parameters, bound=RANGE, max_weight=MAX_WEIGHT),
-                model_hash=MODEL,
-            )
+            self.binding = binding_of(case)
             self.server = ServerRound(self.binding, case.names, roster=roster)
 
     def stage(
@@ -171,6 +164,23 @@ class _Ours:
             return close()
 
 
+def binding_of(case: Case) -> RoundBinding:
+    """The round that all parties of ``case`` are in."""
+    return RoundBinding(
+        run="benchmark",
+        round=1,
+        purpose="train",
+        params=SecAggParams(
+            num_shares=case.num_shares,
+            reconstruction_threshold=case.threshold,
+            min_cohort=case.threshold,
+            max_cohort=case.hospitals,
+        ),
+        layout=update_layout(case.parameters, bound=RANGE, max_weight=MAX_WEIGHT),
+        model_hash=MODEL,
+    )
+
+
 def run_ours(case: Case, clock: CpuClock) -> Measured:
     """One round of :mod:`common.secagg`, with a roster, and the adapters' work around it."""
     template = {key: np.empty(a.shape, np.float32) for key, a in case.update(case.names[0]).items()}
@@ -190,5 +200,6 @@ def run_ours(case: Case, clock: CpuClock) -> Measured:
     return Measured(clock.seconds, ours.up, ours.down, list(mean.values()))
 
 
-def _identity(name: str) -> Identity:
+def identity_of(name: str) -> Identity:
+    """The hospital's identity key, the same in every run."""
     return Identity(hashlib.sha256(f"{SEED}/{name}".encode()).digest())

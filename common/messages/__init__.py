@@ -16,6 +16,7 @@ from common.messages.wire import (
     arrays_to_record,
     check_name,
     check_run_id,
+    entry,
     record_to_arrays,
 )
 
@@ -36,5 +37,6 @@ __all__ = [
     "arrays_to_record",
     "check_name",
     "check_run_id",
+    "entry",
     "record_to_arrays",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ConsiliumError
-from common.messages.wire import VERSION, check_name, field_of, head_of
+from common.messages.wire import VERSION, check_name, entry, field_of, head_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Refusal:
     @classmethod
     def in_record(cls, record: RecordDict) -> Refusal | None:
         """The refusal in an answer, or None if it is none."""
-        if "refusal" not in record.config_records:
+        if entry(record, "refusal", ConfigRecord) is None:
             return None
         head = head_of(record, "refusal")
         return cls(field_of(head, "code", str)[:64], field_of(head, "correlation-id", str)[:64])

@@ -16,6 +16,7 @@ from common.messages.wire import (
     arrays_to_record,
     check_name,
     check_run_id,
+    entry,
     field_of,
     head_of,
     record_to_arrays,
@@ -98,7 +99,7 @@ class Report:
                 "nothing: it is an answer that came too late, and was not used",
             )
         metrics: dict[str, float] = {}
-        for key, value in record.metric_records.get("metrics", MetricRecord()).items():
+        for key, value in (entry(record, "metrics", MetricRecord) or MetricRecord()).items():
             if not isinstance(value, int | float) or not np.isfinite(value):
                 raise ProtocolError(f"metric '{key}' is not a finite number", "update the sender")
             metrics[key] = float(value)
@@ -107,7 +108,7 @@ class Report:
             round=round,
             hospital=check_name(field_of(head, "hospital", str)),
             metrics=metrics,
-            update=record_to_arrays(record, "update") if "update" in record.array_records else {},
+            update=record_to_arrays(record, "update") if "update" in record else {},
         )
 
 
@@ -136,7 +137,7 @@ class Envelope:
         head = head_of(record, "envelope")
         if "payload" in head:
             return cls(field_of(head, "payload", bytes))
-        payload = record.array_records.get("payload", ArrayRecord()).get("bytes")
+        payload = (entry(record, "payload", ArrayRecord) or ArrayRecord()).get("bytes")
         if payload is None or payload.stype != RAW:
             raise ProtocolError("an envelope holds no bytes", "update the sender")
         return cls(payload.data)

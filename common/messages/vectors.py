@@ -16,6 +16,7 @@ from common.messages.wire import (
     arrays_to_record,
     check_name,
     check_run_id,
+    entry,
     exactly,
     field_of,
     head_of,
@@ -116,7 +117,7 @@ class Delivery:
                 f"a delivery belongs to run {str(head.get('run'))[:64]!r}, not to {run!r}",
                 "nothing: it was not used",
             )
-        parcel = record.array_records.get("parcel", ArrayRecord())
+        parcel = entry(record, "parcel", ArrayRecord) or ArrayRecord()
         names = [f"withdrawal-{i}" for i in range(len(set(parcel) - {"vector"}))]
         if set(parcel) - {"vector"} != set(names) or len(names) > MAX_WITHDRAWALS:
             raise ProtocolError("a delivery holds what nobody asked for", "update the sender")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,6 +29,17 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T", int, float, str, bytes)
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def entry(record: RecordDict, name: str, kind: type[R]) -> R | None:
+    """What a record holds under ``name``, if it is of ``kind``; else None.
+
+    Not by RecordDict's own views (``array_records`` …): a view is in a cycle with the record that
+    it shows, so that a masked vector would stay in memory until Python looks for such cycles.
+    """
+    found = record.get(name)
+    return found if isinstance(found, kind) else None
 
 
 def field_of(config: Mapping[str, Any], key: str, kind: type[T]) -> T:
@@ -44,7 +55,7 @@ def field_of(config: Mapping[str, Any], key: str, kind: type[T]) -> T:
 
 def head_of(record: RecordDict, name: str) -> Mapping[str, Any]:
     """The fields of the record ``name`` of our version; ProtocolError otherwise."""
-    head = record.config_records.get(name)
+    head = entry(record, name, ConfigRecord)
     if head is None:
         raise ProtocolError(
             f"a message has no '{name}' record",
@@ -87,7 +98,7 @@ def arrays_to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def record_to_arrays(record: RecordDict, name: str) -> dict[str, np.ndarray]:
     """The arrays of one record; ProtocolError if there is none or it cannot be read."""
-    found = record.array_records.get(name)
+    found = entry(record, name, ArrayRecord)
     if found is None:
         raise ProtocolError(f"a message has no '{name}' arrays", "update the sender")
     packed = found.get("packed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.errors import ModelError
 from common.files import atomic_write
@@ -91,6 +92,12 @@ def with_whitening(
 
 
 _kept: OrderedDict[str, Tensor] = OrderedDict()
+_mapped: OrderedDict[str, tuple[bytes, Tensor]] = OrderedDict()
+"""Of the same sets: the latest mean and whitening, as a hash, and what the head sees under them."""
+_pictures: MutableMapping[Tensor, tuple[int, bytes]] = WeakTensorKeyDictionary()
+"""Pictures → (version of the tensor, their hash): hashing a hospital's takes longer than a step."""
+_last_prior: tuple[dict[str, Tensor], bytes] = ({}, b"")
+"""The last prior's tensors and their hash: comparing takes a tenth of the time of hashing."""
 
 
 def features_of(model: PriorHead, pictures: Tensor, folder: Path | None = None) -> Tensor:
@@ -99,7 +106,10 @@ def features_of(model: PriorHead, pictures: Tensor, folder: Path | None = None) 
     They are kept in this process, and in ``folder`` (a hospital's own, since features tell of
     pictures), where a file that cannot be read is made anew.
     """
-    key = _digest(model, pictures)
+    return _features(_digest(model, pictures), model, pictures, folder)
+
+
+def _features(key: str, model: PriorHead, pictures: Tensor, folder: Path | None) -> Tensor:
     if key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
@@ -137,8 +147,20 @@ def head_alone(
     from common.model import set_weights
 
     set_weights(model, weights)
-    inputs = _finite(model.map(features_of(model, pictures, folder)))
-    return model.head, {"weight": weights["head.weight"]}, inputs
+    return model.head, {"weight": weights["head.weight"]}, _inputs(model, pictures, folder)
+
+
+def _inputs(model: PriorHead, pictures: Tensor, folder: Path | None) -> Tensor:
+    """What the head sees: mapped once, since mean and whitening stay after the first rounds."""
+    key, of = _digest(model, pictures), _hash([("mean", model.mean), ("matrix", model.matrix)])
+    if key in _mapped and _mapped[key][0] == of:
+        _mapped.move_to_end(key)
+        return _mapped[key][1]
+    found = _finite(model.map(_features(key, model, pictures, folder)))
+    _mapped[key] = of, found
+    if len(_mapped) > _KEPT:
+        _mapped.popitem(last=False)
+    return found
 
 
 def _finite(features: Tensor) -> Tensor:
@@ -160,11 +182,34 @@ def _keep(path: Path, features: Tensor) -> None:
 
 
 def _digest(model: PriorHead, pictures: Tensor) -> str:
+    h = hashlib.sha256(_prior_hash(model.features.state_dict()))
+    h.update(_pictures_hash(pictures))
+    return h.hexdigest()
+
+
+def _prior_hash(state: Mapping[str, Tensor]) -> bytes:
+    global _last_prior
+    last, found = _last_prior
+    if list(last) != list(state) or not all(torch.equal(last[n], t) for n, t in state.items()):
+        found = _hash(state.items())
+        _last_prior = {name: tensor.clone() for name, tensor in state.items()}, found
+    return found
+
+
+def _pictures_hash(pictures: Tensor) -> bytes:
+    """Kept for as long as the tensor lives unchanged."""
+    kept = _pictures.get(pictures)
+    if kept is None or kept[0] != pictures._version:
+        kept = _pictures[pictures] = pictures._version, _hash([("pictures", pictures)])
+    return kept[1]
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> bytes:
     h = hashlib.sha256()
-    for name, tensor in [*model.features.state_dict().items(), ("pictures", pictures)]:
+    for name, tensor in tensors:
         h.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         h.update(tensor.detach().contiguous().numpy().data)
-    return h.hexdigest()
+    return h.digest()
 
 
 def _read(path: Path, count: int) -> Tensor | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -147,3 +150,19 @@ def test_any_header_is_either_read_or_a_protocol_error(head: dict[str, object]) 
     for read in (Job.from_record, Greeting.from_record, Envelope.from_record):
         with pytest.raises(ProtocolError):
             read(record)
+
+
+def test_a_message_that_was_read_is_freed_at_once_and_not_when_cycles_are_collected() -> None:
+    """A server that adds up masked vectors as they come would otherwise hold several."""
+    record = Envelope(bytes(SMALL + 1)).to_record()
+    report = Report("run-1", 1, "a", {"examples": 1.0}, {"w": np.zeros(3, np.float32)}).to_record()
+    freed = [weakref.ref(r) for r in (record, report)]
+    gc.disable()
+    try:
+        Envelope.from_record(record)
+        assert Refusal.in_record(record) is None
+        Report.from_record(report, run="run-1", round=1)
+        del record, report
+        assert [one() for one in freed] == [None, None]
+    finally:
+        gc.enable()

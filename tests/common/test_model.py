@@ -15,6 +15,7 @@ from common.model import (
     freeze,
     get_weights,
     set_weights,
+    state_names,
     trainable_names,
     weights_digest,
 )
@@ -205,6 +206,44 @@ def test_equal_seeds_give_equal_weights_and_leave_the_callers_randomness_alone()
     assert weights_digest(one) == weights_digest(two)
     assert weights_digest(one) != weights_digest(get_weights(build(ModelSpec(width=0.125), seed=4)))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_models_of_one_specification_share_nothing_that_training_changes(model: str) -> None:
+    spec = ModelSpec(model=model, width=0.0625)
+    one, other = build(spec), build(spec)
+    before = get_weights(other)
+    calls: list[int] = []
+    one.register_forward_hook(lambda *_: calls.append(1))
+    one.train()
+    other.eval()
+    freeze(one, ["head." if model == "dpresnet" else "conv1."])
+    loss = one(torch.randn(4, 3, 28, 28)).square().sum()  # moves batch norm's running means
+    loss.backward()
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(1.0)
+    other(torch.randn(2, 3, 28, 28))
+    assert calls == [1] and not other.training
+    assert all(p.grad is None and p.requires_grad for p in other.parameters())
+    assert all(np.array_equal(before[k], v) for k, v in get_weights(other).items())
+    assert all(np.array_equal(before[k], v) for k, v in get_weights(build(spec)).items())
+    assert state_names(spec) == tuple(before)
+    kinds = [[type(m) for m in net.modules()] for net in (one, other, build(spec, seed=0))]
+    assert kinds[0] == kinds[1] == kinds[2]
+
+
+def test_weights_are_copied_into_the_model_whatever_array_holds_them() -> None:
+    spec = ModelSpec(width=0.0625)
+    model, weights = build(spec, seed=1), get_weights(build(spec, seed=2))
+    first = next(iter(weights))
+    given = dict(weights)
+    given[first] = np.asfortranarray(weights[first]).astype(np.float64)
+    given["head.bias"] = weights["head.bias"].copy()
+    given["head.bias"].flags.writeable = False
+    set_weights(model, given)
+    given[first][:] = 0
+    assert all(np.array_equal(weights[k], v) for k, v in get_weights(model).items())
 
 
 def test_weights_that_do_not_fit_are_named() -> None:

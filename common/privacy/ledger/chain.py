@@ -18,7 +18,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -264,7 +264,12 @@ class Chain:
 
     def _note_head(self) -> None:
         number, value = self.head()
-        atomic_write(self._head_file, f"{number} {value}\n", mode=0o600)
+        noted = f"{number} {value}\n"
+        # A durable write waits for the disk, and many transactions add nothing.
+        with suppress(OSError, ValueError):
+            if self._head_file.read_text() == noted:
+                return
+        atomic_write(self._head_file, noted, mode=0o600)
 
     def verify(self, head: str = "") -> int:
         """Check the whole chain, and that it holds its noted head and ``head``; count of entries.

@@ -126,3 +126,28 @@ def test_a_hospital_keeps_few_files_of_features(pictures: torch.Tensor, tmp_path
         assert isinstance(model, PriorHead)
         features_of(model, pictures[:2], tmp_path)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_the_head_sees_follows_prior_pictures_mean_and_whitening(
+    pictures: torch.Tensor,
+) -> None:
+    """Each of them is kept from round to round, and none after it has changed."""
+    weights, shown = get_weights(build(SPEC, seed=1)), pictures.clone()
+
+    def seen(values: dict[str, np.ndarray]) -> torch.Tensor:
+        _, _, inputs = head_alone(build(SPEC), values, shown)
+        whole = build(SPEC)
+        assert isinstance(whole, PriorHead)
+        whole.load_state_dict({k: torch.from_numpy(v) for k, v in values.items()})
+        torch.testing.assert_close(inputs, whole.map(whole.features(shown)))
+        return inputs
+
+    first = seen(weights)
+    assert seen(dict(weights)) is first
+    rng = np.random.default_rng(0)
+    for name in ("mean", "matrix", "features.centre"):
+        changed = weights | {name: rng.normal(size=weights[name].shape).astype(np.float32)}
+        assert not torch.equal(seen(changed), first)
+    torch.testing.assert_close(seen(weights), first)
+    shown.mul_(0.5)  # in place: the same tensor, other pictures
+    assert not torch.equal(seen(weights), first)
