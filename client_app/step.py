@@ -80,6 +80,7 @@ def _gradient(run: PrivateRun, model: nn.Module, job: Job) -> Tensor:
         units=part.shared_units(config.privacy_unit),
         views=config.augmentation_multiplicity,
         clipping=config.clipping,
+        precision=config.precision,
     )
 
 

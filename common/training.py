@@ -103,7 +103,9 @@ class TrainSettings:
     privacy: PrivateStep | None = None
     precision: str = "float32"
     """``bfloat16``: forward and backward compute in it where that is safe (PyTorch's autocast);
-    weights and optimizer stay float32. Without privacy only."""
+    weights and optimizer stay float32. Under privacy norms are those of the very numbers that are
+    summed, and all passes have one shape (:class:`common.privacy.bookkeeping.module.BookKeeping`).
+    """
     schedule: str = "constant"
     """How the learning rate falls over the steps of this call (:mod:`common.schedule`)."""
     views: int = 0
@@ -211,8 +213,9 @@ def train(
     mean of per-image losses. Parameters that are frozen (:func:`common.model.freeze`) stay as
     they are in ``start``: the update is exactly zero there.
 
-    Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, a
-    precision other than float32), TrainingError when the loss or the update is not finite.
+    Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`; bfloat16
+    for a model with a layer that :mod:`common.privacy.bookkeeping` does not know), TrainingError
+    when the loss or the update is not finite.
     """
     set_weights(model, start)
     model.train()
@@ -223,11 +226,6 @@ def train(
         planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
         rate = StepRate(settings, planned)
         loss, steps = _descend(model, optimizer, batches, criterion, rate)
-    elif settings.precision != "float32":
-        raise PrivacyError(
-            f"private training in {settings.precision}: norms must be those of what is summed",
-            "set precision=float32",
-        )
     else:
         private = PoissonBatches(
             images,
@@ -268,6 +266,7 @@ def _train_private(
         noise_multiplier=privacy.noise_multiplier,
         clipping_norm=privacy.clipping_norm,
         clipping=privacy.clipping,
+        precision=settings.precision,
     )
     watch = ContiguityWatch(model)
     try:
@@ -324,15 +323,18 @@ def _descend_private(
     rate: StepRate,
 ) -> float:
     total, images = 0.0, 0
+    half = rate.settings.precision == "bfloat16"
     for part in batches:
         optimizer.zero_grad()
         rate.set(optimizer, ends=part.last)
+        optimizer.expect(part)
         if len(part.labels):
-            loss = criterion(model(part.images), part.labels) * len(part.labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                logits = model(part.images)
+            loss = criterion(logits.float() if half else logits, part.labels) * len(part.labels)
             # Not an error if it is not finite: whether it is hangs on single images.
             total += loss.item()
             loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.expect(part)
         optimizer.step()  # adds noise and moves the weights at a batch's last part
         images += len(part.labels)
     return total / max(images, 1)

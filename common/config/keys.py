@@ -197,7 +197,7 @@ KEYS: tuple[Key, ...] = (
         meaning="CPU threads of one simulated hospital's training"),
     Key(name="precision", default="float32", choices=("float32", "bfloat16"),
         meaning="of forward and backward passes in training; bfloat16: where the CPU has it; "
-        "weights stay float32, privacy=none only"),
+        "weights, norms and sums stay float32 or better"),
     Key(name="seed", default=0, low=0, high=2**31 - 1,
         meaning="of partition, initial weights and non-private batches; never of DP noise"),
     Key(name="resume", default="",

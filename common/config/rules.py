@@ -52,15 +52,6 @@ def _norm_allows_dp(c: RunConfig) -> None:
         )
 
 
-def _precise(c: RunConfig) -> None:
-    if c.privacy != "none" and c.precision != "float32":
-        raise ConfigError(
-            f"precision '{c.precision}' with privacy '{c.privacy}': norms that are clipped must be "
-            "those of what is summed",
-            "set precision=float32, or privacy=none",
-        )
-
-
 def _recipe_parts(c: RunConfig) -> None:
     if c.frozen and not c.base:
         raise ConfigError(
@@ -250,6 +241,6 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
-    _needs_path, _own_pictures, _norm_allows_dp, _precise, _server_step, _recipe_parts, _prior,
+    _needs_path, _own_pictures, _norm_allows_dp, _server_step, _recipe_parts, _prior,
     _vectors, _judged, _simulated_only, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip

@@ -34,6 +34,7 @@ def clipped_sum(
     criterion: Criterion = F.cross_entropy,
     views: int = 0,
     clipping: str = FLAT,
+    precision: str = "float32",
 ) -> Tensor:
     """Σ f(‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
 
@@ -41,8 +42,10 @@ def clipped_sum(
     ``clipping`` rule (:mod:`common.privacy.clipping`), by default min(1, C / ‖g_u‖); coordinates
     are those of ``model.parameters()`` that are trained, in their order. With ``views`` K ≥ 1 an
     image's loss is the mean over K random views of it (:mod:`common.privacy.views`). ``units`` as
-    in :func:`common.training.train`. A unit whose gradient is not finite counts as none. Raises
-    PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`).
+    in :func:`common.training.train`. A unit whose gradient is not finite counts as none. With
+    ``precision`` ``bfloat16`` gradients are computed in it; norms and sums are of what comes out.
+    Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, and
+    bfloat16 for a model that book-keeping does not know).
     """
     set_weights(model, start)
     model.train()
@@ -58,15 +61,19 @@ def clipped_sum(
     wrapped, optimizer, _ = make_private(
         model, torch.optim.SGD(model.parameters(), lr=1.0), batches,
         noise_multiplier=1.0, clipping_norm=clipping_norm, clipping=clipping,
+        precision=precision,
     )  # fmt: skip
-    watch = ContiguityWatch(model)
+    watch, half = ContiguityWatch(model), precision == "bfloat16"
     try:
         for part in batches:
             optimizer.zero_grad()
-            if len(part.labels):
-                loss = criterion(wrapped(part.images), part.labels) * len(part.labels)
-                loss.backward()  # type: ignore[no-untyped-call]
             optimizer.expect(part)
+            if len(part.labels):
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    logits = wrapped(part.images)
+                logits = logits.float() if half else logits
+                loss = criterion(logits, part.labels) * len(part.labels)
+                loss.backward()  # type: ignore[no-untyped-call]
             optimizer.clip_and_accumulate()
             optimizer._is_last_step_skipped = not part.last  # else the next part's begins anew
         return torch.cat([p.summed_grad.reshape(-1) for p in optimizer.params])

@@ -14,7 +14,8 @@ In plain float32 a norm over five million coordinates comes out 1e-4 too small, 
 clipped by it exceeds C by as much; a float32 sum of B gradients moves by up to B²·2^−23·C of
 rounding besides. Here norms are float32 over pieces of 256 coordinates only (error at most
 130·2^−24 of the norm) and float64 beyond, and sums are float64 (B²·2^−52·C). C is taken 2^−16
-smaller than it is, which covers both for up to 4096 units in a batch.
+smaller than it is, which covers both for up to 4096 units in a batch. Gradients in bfloat16 are no
+different: each square of one is exact in float32, and each number in float64.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from common.errors import PrivacyError
+from common.privacy.bookkeeping.factors import Factors, dense, full
 from common.privacy.threads import one_thread
 
 FLAT, AUTOMATIC = CLIPPINGS = ("flat", "automatic")
@@ -35,6 +37,8 @@ STABILITY = 0.01
 
 _MARGIN = 1.0 - 2.0**-16
 _PIECE = 256
+_SMALL = 1024
+"""Parameters of up to so many numbers are taken together."""
 _CELLS = 1 << 16
 """Float64 numbers converted at once: ½ MB, which stays in a core's cache."""
 
@@ -60,23 +64,36 @@ def unit_sums(gradient: Tensor, units: Tensor) -> Tensor:
 
 def add_clipped(
     sums: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | Factors],
     clipping_norm: float,
     clipping: str = FLAT,
 ) -> None:
     """Add every unit's clipped gradient to ``sums``, in place.
 
-    ``gradients`` holds for each parameter the units' gradients, (units, *shape) float32;
-    ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A unit whose gradient is
-    not finite adds nothing, like one that was not sampled. An error instead would tell, without
-    noise, that there is such a unit: a server can craft a model that overflows on one image.
-    Raises PrivacyError for a rule that is none of :data:`CLIPPINGS`.
+    ``gradients`` holds for each parameter the units' gradients, (units, *shape) float32 or
+    bfloat16 in any memory layout, or :class:`~common.privacy.bookkeeping.factors.Factors` of
+    them; ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A unit whose
+    gradient is not finite adds nothing, like one that was not sampled. An error instead would
+    tell, without noise, that there is such a unit: a server can craft a model that overflows on
+    one image. Raises PrivacyError for a rule that is none of :data:`CLIPPINGS`.
     """
     check_clipping(clipping)
     if len(gradients[0]) == 0:
         return
-    rows = [g.reshape(len(g), -1) for g in gradients]
-    norms = torch.stack([_square_norms(r) for r in rows]).sum(0).sqrt_()
+    # Many parameters are a few numbers only, and each pass over one has a cost of its own.
+    small = [
+        i for i, s in enumerate(sums) if s.numel() <= _SMALL and isinstance(gradients[i], Tensor)
+    ]
+    large = [i for i in range(len(sums)) if i not in small]
+    found: list[_Rows | Factors] = [
+        g if isinstance(g, Factors) else _Rows(g) for g in (gradients[i] for i in large)
+    ]
+    targets = [sums[i] for i in large]
+    if small:
+        rows = [full(dense(gradients[i])).flatten(1) for i in small]
+        found.append(_Rows(torch.cat(rows, 1)))
+        targets.append(sums[0].new_zeros(sum(sums[i].numel() for i in small)))
+    norms = torch.stack([g.square_norms() for g in found]).sum(0).sqrt_()
     if clipping == AUTOMATIC:
         factors = clipping_norm * _MARGIN / (norms + STABILITY)
     else:
@@ -84,14 +101,57 @@ def add_clipped(
     wrong = ~torch.isfinite(norms)
     if bool(wrong.any()):
         factors[wrong] = 0.0
-        rows = [row.masked_fill(wrong.unsqueeze(1), 0.0) for row in rows]  # 0 · NaN is NaN
-    width = max(1, _CELLS // len(factors))
-    with one_thread():
-        for total, gradient in zip(sums, rows, strict=True):
-            flat = total.view(-1)
+        found = [g.without(wrong) for g in found]  # 0 · NaN is NaN
+    for total, gradient in zip(targets, found, strict=True):
+        gradient.add_weighted(total, factors)
+    if small:
+        pieces = torch.split(targets[-1], [sums[i].numel() for i in small])
+        for i, piece in zip(small, pieces, strict=True):
+            sums[i] += piece.view_as(sums[i])
+
+
+class _Rows:
+    """Units' gradients by one parameter, flat: (units, d), in the order that they lie in memory."""
+
+    def __init__(self, gradient: Tensor, rows: Tensor | None = None) -> None:
+        # Norms and sums are the same in any order, and a copy would take longer than either.
+        self._gradient = gradient
+        self._axes = sorted(range(1, gradient.dim()), key=gradient.stride, reverse=True)
+        flat = gradient.permute(0, *self._axes).reshape(len(gradient), -1)
+        self._rows = flat if rows is None else rows
+
+    def square_norms(self) -> Tensor:
+        """(units,) float64: the squared L2 norms."""
+        if self._rows.dtype != torch.bfloat16:
+            return _square_norms(self._rows)
+        n, d = self._rows.shape  # exact in float32, and quick in pieces that fit in a core's cache
+        width = max(1, 2 * _CELLS // (n * _PIECE)) * _PIECE
+        space = torch.empty(n * min(width, d), device=self._rows.device)
+        squares = torch.zeros(n, dtype=torch.float64, device=self._rows.device)
+        for start in range(0, d, width):
+            piece = self._rows[:, start : start + width]
+            squares += _square_norms(space[: piece.numel()].view(piece.shape).copy_(piece))
+        return squares
+
+    def add_weighted(self, total: Tensor, factors: Tensor) -> None:
+        """Add Σ_i factors[i] · gradient_i to ``total``, in place."""
+        aligned = total.permute([axis - 1 for axis in self._axes])
+        here = aligned.is_contiguous()
+        flat = aligned.view(-1) if here else total.new_zeros(total.numel())
+        n = len(factors)
+        width = max(1, _CELLS // n)
+        space = factors.new_empty(n * min(width, len(flat)))
+        with one_thread():
             for start in range(0, len(flat), width):
-                piece = gradient[:, start : start + width].to(torch.float64)
-                flat[start : start + width].addmv_(piece.t(), factors)
+                piece = self._rows[:, start : start + width]
+                exact = space[: piece.numel()].view(piece.shape).copy_(piece)
+                flat[start : start + width].addmv_(exact.t(), factors)
+        if not here:
+            aligned += flat.view(aligned.shape)
+
+    def without(self, wrong: Tensor) -> _Rows:
+        """The same, but that the units ``wrong`` (n,) bool have the gradient 0."""
+        return _Rows(self._gradient, self._rows.masked_fill(wrong.unsqueeze(1), 0.0))
 
 
 def _square_norms(rows: Tensor) -> Tensor:

@@ -1,0 +1,230 @@
+"""What a private training step costs: ours, Opacus' ways, and the plain step beside them.
+
+    python -m benchmarks.dp_step
+
+Prints a table and writes ``benchmarks/results/dp_step.json``, where rows that it measures anew
+replace the old ones. In each repeat all methods take one step each, one after the other, so that a
+busy machine slows all of them; figures are medians. Memory is of a process for each method by
+itself, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from opacus import PrivacyEngine
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.measure import environment
+from benchmarks.tables import show_table
+from common.files import write_json
+from common.model import ModelSpec, build
+from common.privacy.batches import PoissonBatches
+from common.privacy.engine import images_at_once, make_private
+from common.privacy.randomness import SecureRandom
+from common.training import StepRate, TrainSettings, _descend_private
+
+RESULTS = Path(__file__).parent / "results" / "dp_step.json"
+SIGMA, CLIP, RATE = 1.0, 1.0, 0.01
+BASE, OURS = "plain SGD", "book-keeping"
+OPACUS = {f"Opacus, {mode}": mode for mode in ("hooks", "ghost", "functorch")}
+METHODS = [(BASE, "float32"), (OURS, "float32"), (OURS, "bfloat16")] + [
+    (name, "float32") for name in OPACUS
+]
+
+Step = Callable[[], object]
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """As :func:`common.training.train` does without privacy."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor, dtype: str) -> Step:
+    """As :func:`common.training.train` does with privacy: parts, clipping, secure noise."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    batches = PoissonBatches(
+        x, y, sampling_rate=1.0, steps=1, expected_batch_size=len(y), random=SecureRandom(),
+        most_images=images_at_once(model),
+    )  # fmt: skip
+    wrapped, private, _ = make_private(
+        model, optimizer, batches, noise_multiplier=SIGMA, clipping_norm=CLIP, precision=dtype
+    )
+    how = TrainSettings(
+        epochs=1, batch_size=1, learning_rate=RATE, optimizer="sgd", precision=dtype
+    )
+    return lambda: _descend_private(
+        wrapped, private, batches, F.cross_entropy, StepRate(how, planned=1)
+    )
+
+
+def opacus(model: nn.Module, x: Tensor, y: Tensor, mode: str) -> Step:
+    """Opacus' own engine and noise, in its grad-sample ``mode``."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    loader = DataLoader(TensorDataset(x, y), batch_size=len(y))
+    made = PrivacyEngine().make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=SIGMA,
+        max_grad_norm=CLIP, poisson_sampling=False, grad_sample_mode=mode,
+        criterion=nn.CrossEntropyLoss(),
+    )  # fmt: skip
+    wrapped, private = made[:2]
+    criterion = made[2] if mode == "ghost" else nn.CrossEntropyLoss()
+
+    def step() -> None:
+        private.zero_grad()
+        criterion(wrapped(x), y).backward()
+        private.step()
+
+    return step
+
+
+def prepared(method: str, dtype: str, width: float, batch: int) -> Step:
+    """A step of ``method`` on a fixed batch, model and images of its own."""
+    model = build(ModelSpec(width=width), seed=0).train()
+    x = torch.randn(batch, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(batch) % 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if method == BASE:
+            return plain(model, x, y)
+        return ours(model, x, y, dtype) if method == OURS else opacus(model, x, y, OPACUS[method])
+
+
+def peak_mb(method: str, dtype: str, width: float, batch: int) -> float:
+    """MiB by which this process grows at most in three steps, over what it holds before them.
+
+    Linux only, and for a process that has not done anything larger before: see ``--memory``.
+    """
+    step = prepared(method, dtype, width, batch)
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return round((1024 * int(line.split()[1]) - held) / 2**20, 1)
+
+
+@cache
+def measured_apart(method: str, dtype: str, width: float, batch: int) -> float:
+    """:func:`peak_mb` of a fresh process."""
+    case = json.dumps([method, dtype, width, batch])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.dp_step", "--memory", case],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure(
+    width: float, batch: int, threads: int, repeats: int, methods: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """A row for each method: median images/s, ratios to plain SGD, peak memory.
+
+    The ratio of CPU seconds is what is left of the other's on a machine that others keep busy; with
+    several threads it charges them for waiting, too.
+    """
+    torch.set_num_threads(threads)
+    steps = {case: prepared(*case, width, batch) for case in methods}
+    seconds: dict[tuple[str, str], list[float]] = {case: [] for case in methods}
+    busy: dict[tuple[str, str], list[float]] = {case: [] for case in methods}
+    for repeat in range(repeats + 1):
+        for case, step in steps.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            step()
+            if repeat:  # the first warms up
+                seconds[case].append(time.perf_counter() - start)
+                busy[case].append(time.process_time() - cpu)
+    del steps
+    median = {case: statistics.median(found) for case, found in seconds.items()}
+    cpu_s = {case: statistics.median(found) for case, found in busy.items()}
+    return [
+        {
+            "method": method, "dtype": dtype, "batch": batch, "threads": threads, "width": width,
+            "images_per_s": round(batch / median[method, dtype], 1),
+            "ratio_to_sgd_fp32": round(median[METHODS[0]] / median[method, dtype], 3),
+            "cpu_ratio_to_sgd_fp32": round(cpu_s[METHODS[0]] / cpu_s[method, dtype], 3),
+            "peak_mb": measured_apart(method, dtype, width, batch),
+            "repeats": repeats,
+        }
+        for method, dtype in methods
+    ]  # fmt: skip
+
+
+def show(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> None:
+    """Print the table."""
+    lines = [["width", "threads", "batch", "method", "images/s", "of plain SGD", "by CPU time",
+              "peak MiB"]]  # fmt: skip
+    for row in rows:
+        lines.append([
+            f"{row['width']:g}", str(row["threads"]), str(row["batch"]),
+            f"{row['method']}, {row['dtype']}", f"{row['images_per_s']:.0f}",
+            f"{row['ratio_to_sgd_fp32']:.2f}", f"{row['cpu_ratio_to_sgd_fp32']:.2f}",
+            f"{row['peak_mb']:.0f}",
+        ])  # fmt: skip
+    show_table(lines, markdown=markdown)
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    order = METHODS.index((row["method"], row["dtype"]))
+    return row["width"], row["batch"], row["threads"], order
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--widths", default="0.25,1", help="by commas")
+    parser.add_argument("--batches", default="64,256", help="by commas")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, by commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--largest", type=float, default=64.0,
+                        help="largest width · batch at which Opacus is measured, too")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--markdown", action="store_true", help="print the kept table only")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        torch.set_num_threads(1)
+        print(peak_mb(*json.loads(args.memory)))
+        return
+    if args.markdown:
+        show(json.loads(args.out.read_text())["rows"], markdown=True)
+        return
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if args.out.exists():
+        rows = {_key(row): row for row in json.loads(args.out.read_text())["rows"]}
+    for width in map(float, args.widths.split(",")):
+        for threads in map(int, args.threads.split(",")):
+            for batch in map(int, args.batches.split(",")):
+                few = width * batch > args.largest
+                methods = [m for m in METHODS if not (few and m[0] in OPACUS)]
+                found = measure(width, batch, threads, args.repeats, methods)
+                show(found)
+                rows |= {_key(row): row for row in found}
+                kept = [rows[key] for key in sorted(rows)]
+                write_json(args.out, {"environment": environment(), "rows": kept})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Each image's gradient from book-keeping: a layer's input and output gradient, nothing twice."""
