@@ -6,9 +6,8 @@
         --cells prior-distributed,prior-local --partitions size-skew,dirichlet --seeds 0,1,2
     python -m benchmarks.paper_table --markdown
 
-``--prior`` is a file of ``consilium prior``, ``--public`` one of ``consilium prior --public`` (rows
-``public-…``: fitted to the coordinator's public images), ``--drawn`` one of ``consilium pretrain
---data synthetic`` (rows ``strong-distributed`` and ``strong-local``: no real image).
+``--prior`` is a file of ``consilium prior``; ``--public`` one of ``consilium pretrain --data FILE
+--set model=prior-head --set base=PRIOR``: fitted to the coordinator's public images.
 
 Every cell is a whole run of ServerApp and ClientApps in one process (the in-process grid: the
 hospitals' own code paths, ledgers and secure aggregation, no Ray). Cells that are in the results
@@ -48,16 +47,14 @@ CELLS: dict[str, dict[str, Any]] = {
     "local": {"recipe": "paper", "privacy": "local", "secagg": True},
     "strong": {"recipe": "strong", "secagg": True},
     "strong-plain": {"recipe": "strong", "secagg": False},
-    "strong-distributed": {"recipe": "strong-distributed"},
-    "strong-local": {"recipe": "strong-local"},
     "prior-distributed": {"recipe": "prior-distributed"},
     "prior-local": {"recipe": "prior-local"},
     "public-distributed": {"recipe": "public-distributed"},
     "public-local": {"recipe": "public-local"},
 }
 BASES = {
-    "strong-distributed": "drawn", "strong-local": "drawn", "prior-distributed": "prior",
-    "prior-local": "prior", "public-distributed": "public", "public-local": "public",
+    "prior-distributed": "prior", "prior-local": "prior",
+    "public-distributed": "public", "public-local": "public",
 }  # fmt: skip
 """Of which argument a cell's base is."""
 KEY = (
@@ -77,7 +74,7 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
         if base is None:
             raise SystemExit(f"cell {cell} needs a base: give --{BASES[cell]} FILE")
         values["base"] = str(base.resolve())
-    if arguments.width and BASES.get(cell) not in ("prior", "public"):
+    if arguments.width and cell not in BASES:
         values["model-width"] = arguments.width
     if arguments.rounds:
         values["rounds"] = arguments.rounds
@@ -149,7 +146,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an npz file in MedMNIST's form; else synthetic")
     parser.add_argument("--prior", type=Path, help="the base of prior-… cells")
     parser.add_argument("--public", type=Path, help="the base of public-… cells")
-    parser.add_argument("--drawn", type=Path, help="the base of strong-… cells under privacy")
     parser.add_argument("--cells", default="none,secagg,local")
     parser.add_argument("--hospitals", default="10", help="such as 5,10,20")
     parser.add_argument("--partitions", default="size-skew")

@@ -50,3 +50,13 @@ def states(run: str) -> list[RunState]:
             assert state is not None
             found.append(state)
     return found
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror=alert(1)> ' &amp; </svg></style>",
+    r"$\frac{$ _x {{ 7*7 }} {% raw %}",
+    "]]>--><!-- \x00\x1b\ud800\ufffe\n end",
+    "病院 مستشفى " + "long " * 40,
+]
+"""Names that a page must show as text, and nothing else."""
