@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import paper_table
 from benchmarks.tables import in_markdown
+from benchmarks.vectors import __main__ as vectors
 from common.files import read_json
 
 SMALL = [
@@ -48,6 +49,11 @@ def test_a_cell_is_a_whole_run_and_one_that_is_kept_is_not_run_again(
 def test_the_readmes_table_is_that_of_the_kept_rows() -> None:
     table = in_markdown(paper_table.table_of(read_json(paper_table.RESULTS)))
     assert table in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_vectors_pages_table_is_that_of_the_kept_rows() -> None:
+    table = in_markdown(vectors.table_of(read_json(vectors.RESULTS)))
+    assert table in (Path(__file__).parents[2] / "docs" / "vectors.md").read_text()
 
 
 def test_a_cell_that_cannot_be_run_says_why(
