@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from client_app import work
+from common.training import EvalResult, evaluate
 from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
 from tests.server_app.running import the_run
@@ -49,6 +51,28 @@ def test_views_automatic_clipping_norms_and_averages_work_together(privacy: str)
     assert 0 < summary["epsilon"] <= 6.0
     models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in (0, 2)]
     assert any(not np.array_equal(models[0][n], models[1][n]) for n in models[0])
+
+
+@pytest.mark.parametrize(
+    ("privacy", "expected"),
+    [("none", "bfloat16"), ("local", "float32"), ("distributed", "float32")],
+)
+def test_in_bfloat16_private_figures_are_computed_in_float32(
+    privacy: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole runs in bfloat16; the hospitals' evaluations are watched, and not changed."""
+    seen = set()
+
+    def watched(*given: Any, **named: Any) -> EvalResult:
+        seen.add(named["precision"])
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr(work, "evaluate", watched)
+    run_in_process(
+        {**RUN, "privacy": privacy, "precision": "bfloat16", "rounds": 1}, num_hospitals=PEOPLE
+    )
+    assert json.loads((the_run() / "summary.json").read_text())["status"] == "completed"
+    assert seen == {expected}
 
 
 @pytest.mark.slow
