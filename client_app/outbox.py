@@ -121,8 +121,10 @@ class Outbox:
 
     def hand_over(self, item: Item, run: str) -> bytes:
         """The vector as it travels; that it went to ``run`` is noted first."""
-        if run not in item.handed:
-            self._write(replace(item, handed=(*item.handed, run)))
+        with self._changing():
+            item = self._read(self._json(item.serial))
+            if run not in item.handed:
+                self._write(replace(item, handed=(*item.handed, run)))
         try:
             return self._vector(item.serial).read_bytes()
         except OSError as error:
@@ -135,16 +137,17 @@ class Outbox:
         """
         changed = []
         outcomes = dict.fromkeys(receipt.accepted, ACCEPTED) | dict(receipt.refused)
-        for item in self.items():
-            new = item
-            if item.serial in outcomes and receipt.run in item.handed:
-                given = {**item.receipts, receipt.run: outcomes[item.serial]}
-                new = replace(new, receipts=given)
-            if item.withdrawn and item.serial in receipt.withdrawn:
-                new = replace(new, told=tuple(dict.fromkeys((*item.told, receipt.run))))
-            if new != item:
-                self._write(new)
-                changed.append(new)
+        with self._changing():
+            for item in self.items():
+                new = item
+                if item.serial in outcomes and receipt.run in item.handed:
+                    given = {**item.receipts, receipt.run: outcomes[item.serial]}
+                    new = replace(new, receipts=given)
+                if item.withdrawn and item.serial in receipt.withdrawn:
+                    new = replace(new, told=tuple(dict.fromkeys((*item.told, receipt.run))))
+                if new != item:
+                    self._write(new)
+                    changed.append(new)
         return changed
 
     def withdraw(self, serial: str, hospital: str, identity: Identity) -> Item:
@@ -152,20 +155,20 @@ class Outbox:
 
         Once more changes nothing. ConfigError for a serial that is not here.
         """
-        found = [item for item in self.items() if item.serial == serial]
-        if not found:
+        if serial not in {item.serial for item in self.items()}:
             raise ConfigError(
                 f"there is no vector {serial} in {self.folder}",
                 "see what there is: consilium hospital outbox",
             )
-        item = found[0]
-        if not item.withdrawn:
-            signed = Withdrawal.sign(hospital, serial, identity)
-            atomic_write(self._withdrawal(serial), signed.to_bytes(), mode=0o600)
-            item = replace(item, withdrawn=True)
-            self._write(item)
-        self._vector(serial).unlink(missing_ok=True)
-        return item
+        with self._changing():
+            item = self._read(self._json(serial))
+            if not item.withdrawn:
+                signed = Withdrawal.sign(hospital, serial, identity)
+                atomic_write(self._withdrawal(serial), signed.to_bytes(), mode=0o600)
+                item = replace(item, withdrawn=True)
+                self._write(item)
+            self._vector(serial).unlink(missing_ok=True)
+            return item
 
     def withdrawals(self, run: str) -> tuple[bytes, ...]:
         """Signed withdrawals that ``run``'s server has not confirmed, of what it was handed."""
@@ -175,15 +178,28 @@ class Outbox:
         ]  # fmt: skip
         return tuple(self._withdrawal(i.serial).read_bytes() for i in waiting[:MAX_WITHDRAWALS])
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What is read of an item inside is still so when it is written.
+
+        Else a receipt that the node takes while somebody withdraws the vector by a command would
+        write over the withdrawal, which nobody would hear of any more.
+        """
+        with self.alone("items"):
+            yield
+
     def _vector(self, serial: str) -> Path:
         return self.folder / f"{serial}.safetensors"
 
     def _withdrawal(self, serial: str) -> Path:
         return self.folder / f"{serial}.withdrawal"
 
+    def _json(self, serial: str) -> Path:
+        return self.folder / f"{serial}.json"
+
     def _write(self, item: Item) -> None:
         text = json.dumps(asdict(item), indent=2) + "\n"
-        atomic_write(self.folder / f"{item.serial}.json", text, mode=0o600)
+        atomic_write(self._json(item.serial), text, mode=0o600)
 
     def _read(self, path: Path) -> Item:
         told: Any = read_json(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from flwr.app import Message, RecordDict
 
 from client_app import egress, tuning, work
 from client_app.app import app
-from client_app.outbox import Outbox
+from client_app.outbox import Item, Outbox
 from common.config import KEYS
 from common.errors import ProtocolError
 from common.files import consilium_home
@@ -221,6 +222,36 @@ def test_a_vector_that_was_taken_back_never_leaves_again_and_the_server_is_told(
     receive(withdrawn=(item.serial,))
     assert receive().withdrawals == ()
     assert outbox().items()[0].state == "withdrawn"
+
+
+@pytest.mark.parametrize("busy", ["a receipt", "a delivery"])
+def test_a_vector_that_is_taken_back_while_the_node_is_at_it_stays_taken_back(
+    busy: str, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command and the node are two processes: neither may write over the other's word."""
+    serial = vector(offer(weights)).vector.serial
+    identity, write, commands = Identity.generate(), Outbox._write, []
+
+    def slow(box: Outbox, item: Item) -> None:
+        if not commands:  # the node has read the item, and is about to write it
+            command = threading.Thread(
+                target=Outbox(box.folder).withdraw, args=(serial, "hospital-00", identity)
+            )
+            commands.append(command)
+            command.start()
+            command.join(0.3)  # it is done by now, or waits for the node
+        write(box, item)
+
+    monkeypatch.setattr(Outbox, "_write", slow)
+    if busy == "a receipt":
+        outbox().take(Receipt(run=RUN, accepted=(serial,)))
+    else:
+        outbox().hand_over(outbox().items()[0], "run-2")
+    commands[0].join(10)
+    (item,) = outbox().items()
+    assert item.withdrawn and outbox().withdrawals(RUN)
+    assert item.receipts == ({RUN: "accepted"} if busy == "a receipt" else {})
+    assert item.handed == ((RUN,) if busy == "a receipt" else (RUN, "run-2"))
 
 
 def changed_weights(record: RecordDict) -> None:
