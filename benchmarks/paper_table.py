@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.tables import show_table, spread
 from common.config import RunConfig
+from common.devices import device_name, device_of
 from common.errors import ConsiliumError
 from common.files import read_json, write_json
 from deploy.cli import parse_assignments
@@ -76,6 +77,8 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
         values["base"] = str(base.resolve())
     if arguments.width and cell not in BASES:
         values["model-width"] = arguments.width
+    if arguments.precision:
+        values["precision"] = arguments.precision
     if arguments.rounds:
         values["rounds"] = arguments.rounds
     if cell.endswith("-distributed"):
@@ -103,7 +106,8 @@ def run_cell(values: Row, key: Row, folder: Path) -> Row:
     config = RunConfig.parse(values)
     row |= {
         "privacy": config.privacy, "secagg": config.secagg, "recipe": config.recipe,
-        "delta": config.delta if config.privacy != "none" else None, "device": "cpu",
+        "delta": config.delta if config.privacy != "none" else None,
+        "precision": config.precision, "device": device_name(device_of(config.device)),
     }  # fmt: skip
     started = time.monotonic()
     try:
@@ -153,6 +157,7 @@ def main() -> None:
     parser.add_argument("--epsilons", default="", help="such as 1,3,6,8; else the recipe's")
     parser.add_argument("--models", default="", help="such as dpresnet,resnet9-gn,resnet18")
     parser.add_argument("--width", type=float, help="of networks; else the recipe's")
+    parser.add_argument("--precision", help="float32 or bfloat16; else the recipe's")
     parser.add_argument("--rounds", type=int, help="else the recipe's")
     parser.add_argument("--set", action="append", default=[], help="key=value over the recipe")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -27,6 +27,7 @@ from safetensors.numpy import save
 
 from client_app.data import HospitalData
 from client_app.hospital import Hospital
+from common.evaluation import EvalResult
 from common.files import atomic_write, read_json, write_json
 from common.model import Weights
 from common.privacy.figures import Figures, noised
@@ -34,7 +35,7 @@ from common.privacy.ledger import TRAINING, VALIDATION, Ledger
 from common.privacy.limits import NOISED
 from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 from common.privacy.randomness import SecureRandom
-from common.training import EvalResult, PrivateStep
+from common.training import PrivateStep
 
 log = logging.getLogger("consilium.hospital")
 
@@ -81,7 +82,7 @@ class PrivateRun:
     ) -> np.ndarray:
         """A server step's sum with this hospital's noise: charged now, for one exchange only."""
         # Settled first: what is settled is never handed out for a second draw.
-        self.ledger.settle(self.ledger.reserve_round(self.name, round, model, mechanism))
+        self.ledger.charge_round(self.name, round, model, mechanism)
         return draw()
 
     def figures(self, round: int, model: str, evaluate: Callable[[], EvalResult]) -> Figures:

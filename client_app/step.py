@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from client_app.hospital import Hospital
 from client_app.private import PrivateRun
 from common.config import RunConfig
+from common.devices import use_threads
 from common.errors import ConfigError
 from common.messages import Job
 from common.model import ModelSpec, build_for, set_weights
@@ -21,7 +22,6 @@ from common.privacy.ledger import TRAINING
 from common.privacy.plan import MEAN, shares_of
 from common.privacy.randomness import SecureRandom
 from common.privacy.statistics import NORM, statistic_length, statistic_sum
-from common.training import use_threads
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def _gradient(run: PrivateRun, model: nn.Module, job: Job) -> Tensor:
         views=config.augmentation_multiplicity,
         clipping=config.clipping,
         precision=config.precision,
+        device=config.device,
     )
 
 

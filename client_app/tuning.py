@@ -16,10 +16,11 @@ from client_app.data import Part, data_of
 from client_app.hospital import Hospital
 from client_app.private import admitted, note_non_private
 from client_app.work import Work, checked_spec, sums
+from common.config import RunConfig
+from common.evaluation import evaluate
 from common.messages import Comparison, Job, Offer
 from common.model import Weights, build
 from common.privacy.figures import Figures
-from common.training import evaluate
 from common.vectors.base import is_floating
 
 
@@ -86,16 +87,18 @@ def compare(asked: Comparison, hospital: Hospital) -> tuple[int, int]:
     model = build(checked_spec(asked, hospital, data))
     note_non_private(asked.run, hospital, data)
     before, after = (
-        _right(model, weights, data.val, hospital.config.threads)
+        _right(model, weights, data.val, hospital.config)
         for weights in (asked.current, asked.candidate)
     )
     return int((after & ~before).sum()), int((before & ~after).sum())
 
 
 def _right(
-    model: nn.Module, weights: Mapping[str, np.ndarray], part: Part, threads: int
+    model: nn.Module, weights: Mapping[str, np.ndarray], part: Part, config: RunConfig
 ) -> np.ndarray:
     """(N,) bool: which images get their own label."""
-    found = evaluate(model, weights, part.images, part.labels, threads=threads)
+    found = evaluate(
+        model, weights, part.images, part.labels, threads=config.threads, device=config.device
+    )
     right: np.ndarray = found.probabilities.argmax(1) == part.labels.numpy()
     return right

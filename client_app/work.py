@@ -21,6 +21,7 @@ from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
 from common.errors import ConfigError
+from common.evaluation import EvalResult, evaluate
 from common.messages import Comparison, Envelope, Job, Report
 from common.model import ModelSpec, Weights, build, build_for, state_names, weights_digest
 from common.prior.model import head_alone
@@ -28,13 +29,7 @@ from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.privacy.randomness import SecureRandom
 from common.secagg import RoundBinding
-from common.training import (
-    EvalResult,
-    TrainResult,
-    TrainSettings,
-    evaluate,
-    train,
-)
+from common.training import TrainResult, TrainSettings, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +94,9 @@ class Work:
         # float32: the noise on private figures would not cover it.
         precision = config.precision if config.privacy == "none" else "float32"
         return evaluate(
-            model, weights, inputs, val.labels, threads=config.threads, precision=precision
-        )
+            model, weights, inputs, val.labels,
+            threads=config.threads, precision=precision, device=config.device,
+        )  # fmt: skip
 
     def train(self, run: PrivateRun | None) -> TrainResult:
         """Train the model on the hospital's training images: as ``run`` says, or without privacy.
@@ -120,6 +116,7 @@ class Work:
             threads=c.threads,
             privacy=None if run is None else run.step(),
             precision=c.precision,
+            device=c.device,
             schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
         )
         # Another order of batches for each hospital and round, the same for the same seed.
@@ -133,6 +130,7 @@ class Work:
             settings,
             seed=int(parts.generate_state(1)[0]),
             units=None if run is None else part.shared_units(run.plan.promise.unit),
+            reuse=(self.spec, c.frozen),
         )
 
     def moved(self, update: Weights) -> Work:

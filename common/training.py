@@ -8,32 +8,27 @@ division by the *announced* batch size (the real one is private).
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import ConsiliumError, ModelError, PrivacyError
+from common.devices import CPU, device_of, use_threads
+from common.errors import ConsiliumError, PrivacyError
 from common.model import Weights, get_weights, set_weights
 from common.privacy.batches import PoissonBatches
 from common.privacy.clipping import CLIPPINGS, FLAT
 from common.privacy.engine import SecureDPOptimizer, images_at_once, make_private
 from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, check_images
 from common.privacy.randomness import SecureRandom
-from common.privacy.views import (
-    DIHEDRAL,
-    SINGLE,
-    TEST_VIEWS,
-    SeededUniform,
-    apply_views,
-    dihedral,
-    draw_views,
-)
+from common.privacy.views import SeededUniform, draw_views
+from common.recorded.choose import recorded_private, recorded_step
+from common.recorded.optimizers import make_optimizer
+from common.recorded.plain import Batch, PlainStep
+from common.recorded.private import RecordedPrivateSteps
 from common.schedule import learning_rate_factor
 
 
@@ -111,6 +106,13 @@ class TrainSettings:
     views: int = 0
     """K ≥ 1: each image comes as K random views of itself (:mod:`common.privacy.views`), drawn anew
     in each pass; 0: as it is."""
+    device: str = CPU
+    """Of :data:`common.devices.DEVICES`. What is returned is on the CPU in any case."""
+
+    @property
+    def half(self) -> bool:
+        """Whether passes compute in bfloat16."""
+        return self.precision == "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,6 @@ class TrainResult:
     steps: int
 
 
-@dataclass(frozen=True)
-class EvalResult:
-    """Sums over ``examples`` images, and each image's class probabilities (N, K) float32."""
-
-    loss_sum: float
-    correct: int
-    examples: int
-    probabilities: np.ndarray
-
-
 def to_tensor(images: np.ndarray) -> Tensor:
     """(N, H, W, C) uint8 → contiguous (N, C, H, W) float32 in [-1, 1] (mean 0.5, std 0.5)."""
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(torch.float32)
@@ -148,45 +140,16 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return max(1, -(-images // batch_size))
 
 
-def use_threads(n: int) -> None:
-    """Compute with ``n`` CPU threads from now on, in this whole process.
-
-    Float sums, and so results, depend on their number. It is not set back afterwards: the
-    setting is the process's, and another hospital may be training in another thread of it.
-    """
-    if torch.get_num_threads() != n:
-        torch.set_num_threads(n)
-
-
-def usable_cores() -> int:
-    """The CPU cores that this process may use: fewer than there are, where it is bound to some."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    # Fused: one pass over the parameters; Opacus hands its optimizers gradients one by one.
-    how: dict[str, Any] = {"lr": settings.learning_rate, "fused": settings.privacy is None}
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), **how)
-    return torch.optim.SGD(model.parameters(), momentum=0.9, **how)
-
-
 def _shuffled(
     images: Tensor, labels: Tensor, settings: TrainSettings, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)  # batches without DP: no secret
     random, k = SeededUniform(seed), settings.views
     for _ in range(settings.epochs):
-        order = torch.randperm(len(labels), generator=generator)
+        order = torch.randperm(len(labels), generator=generator).to(images.device)
         for chosen in torch.split(order, settings.batch_size):
-            if not k:
-                yield images[chosen], labels[chosen]
-                continue
-            of = chosen.repeat_interleave(k)
-            views = draw_views(len(chosen), k, random).view(-1, 3)
-            yield apply_views(images[of], views), labels[of]
+            views = draw_views(len(chosen), k, random).to(images.device) if k else None
+            yield Batch(images[chosen], labels[chosen], views)
 
 
 def train(
@@ -200,6 +163,7 @@ def train(
     units: Tensor | None = None,
     random: SecureRandom | None = None,
     criterion: Criterion = F.cross_entropy,
+    reuse: Hashable = None,
 ) -> TrainResult:
     """Train ``model`` from the weights ``start`` on (N, C, H, W) ``images``, (N,) ``labels``.
 
@@ -213,38 +177,69 @@ def train(
     mean of per-image losses. Parameters that are frozen (:func:`common.model.freeze`) stay as
     they are in ``start``: the update is exactly zero there.
 
+    ``reuse``: equal for models of one structure, such as a run's specification. On a GPU the steps
+    of the first of them are recorded then, and replayed for all (:mod:`common.recorded`); what is
+    trained is a copy of ``model``. With patients, views of images under privacy or another
+    criterion steps are taken one by one.
+
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`; bfloat16
     for a model with a layer that :mod:`common.privacy.bookkeeping` does not know), TrainingError
     when the loss or the update is not finite.
     """
+    where = device_of(settings.device)
     set_weights(model, start)
-    model.train()
+    model.to(where).train()
+    images, labels = images.to(where), labels.to(where)
     use_threads(settings.threads)
+    alike = None if reuse is None else (reuse, criterion)
     if settings.privacy is None:
         batches = _shuffled(images, labels, settings, seed)
-        optimizer = _make_optimizer(model, settings)
-        planned = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
-        rate = StepRate(settings, planned)
-        loss, steps = _descend(model, optimizer, batches, criterion, rate)
+        steps = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
+        with recorded_step(model, settings, images, labels, alike) as recorded:
+            step: PlainStep
+            if recorded is None:
+                optimizer = make_optimizer(model, settings)
+                step = PlainStep(model, optimizer, criterion, half=settings.half)
+            else:
+                recorded.begin(start)
+                step = recorded
+            loss = _descend(step, batches, StepRate(settings, steps))
+            end = get_weights(step.model)
     else:
+        privacy, steps = settings.privacy, settings.privacy.steps
         private = PoissonBatches(
             images,
             labels,
-            sampling_rate=settings.privacy.sampling_rate,
-            steps=settings.privacy.steps,
-            expected_batch_size=settings.privacy.expected_batch_size,
+            sampling_rate=privacy.sampling_rate,
+            steps=steps,
+            expected_batch_size=privacy.expected_batch_size,
             random=random or SecureRandom(),
             units=units,
             most_images=images_at_once(model),
-            views=settings.privacy.views,
+            views=privacy.views,
         )
-        loss = _train_private(model, private, settings, settings.privacy, criterion)
-        steps = settings.privacy.steps
-    end = get_weights(model)
+        _check(model, images, criterion)
+        rate = StepRate(settings, steps)
+        with recorded_private(model, private, settings, alike) as booked:
+            if booked is None:
+                loss = _train_private(model, private, settings, privacy, criterion, rate)
+                end = get_weights(model)
+            else:
+                booked.begin(start, private, privacy.noise_multiplier)
+                loss = _descend_recorded(booked, private, rate)
+                end = get_weights(booked.model)
     update = {name: (end[name].astype(np.float64) - start[name]).astype(np.float32) for name in end}
     if not all(np.isfinite(u).all() for u in update.values()):
         raise TrainingError("the trained weights hold NaN or infinity", "lower the learning rate")
     return TrainResult(update, loss, len(labels), steps)
+
+
+def _check(model: nn.Module, images: Tensor, criterion: Criterion) -> None:
+    """PrivacyError for images and losses that would break the guarantee."""
+    check_images(images)
+    with torch.no_grad():
+        num_classes = model(images[:1]).shape[1]
+    check_criterion(criterion, num_classes)
 
 
 def _train_private(
@@ -253,15 +248,11 @@ def _train_private(
     settings: TrainSettings,
     privacy: PrivateStep,
     criterion: Criterion,
+    rate: StepRate,
 ) -> float:
-    images, _ = batches.dataset.tensors
-    check_images(images)
-    with torch.no_grad():
-        num_classes = model(images[:1]).shape[1]
-    check_criterion(criterion, num_classes)
     wrapped, optimizer, _ = make_private(
         model,
-        _make_optimizer(model, settings),
+        make_optimizer(model, settings),
         batches,
         noise_multiplier=privacy.noise_multiplier,
         clipping_norm=privacy.clipping_norm,
@@ -270,7 +261,6 @@ def _train_private(
     )
     watch = ContiguityWatch(model)
     try:
-        rate = StepRate(settings, privacy.steps)
         return _descend_private(wrapped, optimizer, batches, criterion, rate)
     finally:
         watch.remove()
@@ -289,30 +279,38 @@ class StepRate:
         """Set it for the next step; ``ends``: whether the step is over then."""
         factor = learning_rate_factor(self.settings.schedule, self.done / self.planned)
         for group in optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
+            if isinstance(group["lr"], Tensor):  # where a recorded step reads it
+                group["lr"].fill_(self.settings.learning_rate * factor)
+            else:
+                group["lr"] = self.settings.learning_rate * factor
         self.done += ends
 
 
-def _descend(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    criterion: Criterion,
-    rate: StepRate,
-) -> tuple[float, int]:
-    total, images, steps = 0.0, 0, 0
-    half = rate.settings.precision == "bfloat16"
-    for x, y in batches:
-        optimizer.zero_grad()
-        rate.set(optimizer)
-        # Anew for each step: it keeps the weights that it has converted until it ends.
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = criterion(model(x), y)
-        total += _finite(loss) * len(y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        images, steps = images + len(y), steps + 1
-    return total / max(images, 1), steps
+_LOOKED_AT = {"cpu": 1, "cuda": 64}
+"""Steps after which it is looked whether losses are finite: a GPU would wait for it each time."""
+
+
+def _descend(step: PlainStep, batches: Iterator[Batch], rate: StepRate) -> float:
+    total, images, steps = torch.zeros((), dtype=torch.float64), 0, 0
+    for batch in batches:
+        rate.set(step.optimizer)
+        n, device = len(batch.labels), batch.labels.device
+        total = total.to(device) + step(batch) * n
+        if steps % _LOOKED_AT[device.type] == 0:
+            _check_finite(total)
+        images, steps = images + n, steps + 1
+    return _check_finite(total) / max(images, 1)
+
+
+def _descend_recorded(
+    steps: RecordedPrivateSteps, batches: PoissonBatches, rate: StepRate
+) -> float:
+    images = 0
+    for part in batches:
+        rate.set(steps.optimizer, ends=part.last)
+        steps(part)
+        images += len(part.labels)
+    return steps.finish() / max(images, 1)
 
 
 def _descend_private(
@@ -322,71 +320,28 @@ def _descend_private(
     criterion: Criterion,
     rate: StepRate,
 ) -> float:
-    total, images = 0.0, 0
-    half = rate.settings.precision == "bfloat16"
+    total, images = torch.zeros((), dtype=torch.float64), 0
+    half = rate.settings.half
     for part in batches:
         optimizer.zero_grad()
         rate.set(optimizer, ends=part.last)
         optimizer.expect(part)
         if len(part.labels):
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast(part.images.device.type, torch.bfloat16, enabled=half):
                 logits = model(part.images)
             loss = criterion(logits.float() if half else logits, part.labels) * len(part.labels)
             # Not an error if it is not finite: whether it is hangs on single images.
-            total += loss.item()
+            total = total.to(loss.device) + loss.detach()
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()  # adds noise and moves the weights at a batch's last part
         images += len(part.labels)
-    return total / max(images, 1)
+    return float(total) / max(images, 1)
 
 
-def _finite(loss: Tensor) -> float:
-    value = loss.item()
+def _check_finite(loss: Tensor) -> float:
+    value = float(loss)
     if not math.isfinite(value):
         raise TrainingError(
             f"the loss of a batch is {value}", "lower the learning rate, or check the images"
         )
     return value
-
-
-def evaluate(
-    model: nn.Module,
-    weights: Mapping[str, np.ndarray],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    threads: int = 1,
-    batch_size: int = 256,
-    views: str = SINGLE,
-    precision: str = "float32",
-) -> EvalResult:
-    """Loss, accuracy and class probabilities of ``weights`` on ``images``, no gradient taken.
-
-    With ``views`` ``dihedral`` an image's probabilities are the mean over its eight flips and
-    quarter turns, so that they do not depend on how it lies; loss and accuracy are of that mean,
-    and it takes eight times as long. ``precision`` as of :class:`TrainSettings`; losses and
-    probabilities are float32 in any case. ModelError for views that are none of
-    :data:`~common.privacy.views.TEST_VIEWS`.
-    """
-    if views not in TEST_VIEWS:
-        raise ModelError(f"there are no '{views}' views", f"use one of: {', '.join(TEST_VIEWS)}")
-    set_weights(model, weights)
-    model.eval()
-    use_threads(threads)
-    loss, outputs = 0.0, []
-    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-    with torch.no_grad(), half:
-        for x, y in zip(
-            torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-        ):
-            if views == DIHEDRAL:
-                each = (model(view).float() for view in dihedral(x))
-                seen = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
-                logits = seen.logsumexp(0)  # of the mean softmax, up to a constant
-            else:
-                logits = model(x).float()
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-            outputs.append(F.softmax(logits, dim=1))
-    probabilities = torch.cat(outputs).numpy()
-    correct = int((probabilities.argmax(1) == labels.numpy()).sum())
-    return EvalResult(loss, correct, len(labels), probabilities)

@@ -13,11 +13,11 @@ from flwr.serverapp import Grid
 
 from common.aggregation import params_for
 from common.config import RunConfig
+from common.devices import usable_cores
 from common.errors import ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
-from common.training import usable_cores
 from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
@@ -74,6 +74,7 @@ class Coordinator:
                 threads=cores,
                 views=config.test_views,
                 precision=config.precision,
+                device=config.device,
             )
         if config.secagg and roster is None:
             progress.say(

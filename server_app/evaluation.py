@@ -11,10 +11,12 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, r
 from torch import Tensor
 
 from common.datasets import ImageSet
+from common.devices import CPU
+from common.evaluation import evaluate
 from common.model import ModelSpec, build
 from common.prior.model import head_alone
 from common.privacy.views import SINGLE
-from common.training import evaluate, to_tensor
+from common.training import to_tensor
 
 
 class Evaluator:
@@ -22,7 +24,7 @@ class Evaluator:
 
     ``views`` is of :data:`common.privacy.views.TEST_VIEWS`: with ``dihedral``, figures are those
     of each image's class probabilities averaged over its flips and quarter turns. ``precision``
-    as of :class:`common.training.TrainSettings`.
+    and ``device`` as of :class:`common.training.TrainSettings`.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Evaluator:
         threads: int = 1,
         views: str = SINGLE,
         precision: str = "float32",
+        device: str = CPU,
     ) -> None:
         self._model = build(spec)
         self._images: Tensor = to_tensor(test.images)
@@ -42,6 +45,7 @@ class Evaluator:
         self._threads = threads
         self._views = views
         self._precision = precision
+        self._device = device
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """All figures of ``weights``, JSON-ready; see :func:`figures`."""
@@ -49,7 +53,7 @@ class Evaluator:
         views = self._views if inputs is self._images else SINGLE  # a prior's features are of all
         result = evaluate(
             model, weights, inputs, self._labels,
-            threads=self._threads, views=views, precision=self._precision,
+            threads=self._threads, views=views, precision=self._precision, device=self._device,
         )  # fmt: skip
         shown = figures(self._labels.numpy(), result.probabilities, self._class_names)
         return {"loss": result.loss_sum / result.examples, **shown}

@@ -32,7 +32,7 @@ PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "c
 
 # What may differ between a run and the run that resumes it: when to stop and how long to wait.
 MAY_CHANGE_ON_RESUME = frozenset({
-    "resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads",
+    "resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads", "device",
     # Of a run of vectors: no vector and no published base depends on them.
     "versions", "duration", "vector-timeout", "publish-every", "publish-quorum", "publish-margin",
     "merge-rule", "max-staleness", "simulated-delay", "judged-by",

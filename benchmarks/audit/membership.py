@@ -24,8 +24,9 @@ from scipy.stats import norm, rankdata
 from torch import Tensor, nn
 
 from benchmarks.audit.statistics import Floats
+from common.evaluation import evaluate
 from common.model import get_weights
-from common.training import TrainSettings, evaluate, train
+from common.training import TrainSettings, train
 
 Bools = npt.NDArray[np.bool_]
 Interval = tuple[float, float]

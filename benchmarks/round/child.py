@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ("common", "client_app", "server_app")
 TOP = 10
 _COMPUTING = (
-    "common/training.py", "common/networks.py", "common/privacy/clipped_sum.py",
+    "common/training.py", "common/evaluation.py", "common/networks.py",
+    "common/privacy/clipped_sum.py",
     "common/privacy/engine.py", "common/privacy/batches.py", "common/privacy/clipping.py",
     "common/privacy/bookkeeping/",
 )  # fmt: skip

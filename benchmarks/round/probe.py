@@ -22,7 +22,8 @@ from typing import Any
 
 VARIABLE = "CONSILIUM_PROBE"
 SPANS = {
-    "common.training": {"train": "train", "evaluate": "validate"},
+    "common.training": {"train": "train"},
+    "common.evaluation": {"evaluate": "validate"},
     "common.privacy.clipped_sum": {"clipped_sum": "train"},
     "common.privacy.statistics": {"statistic_sum": "train"},
     "server_app.evaluation": {"Evaluator.__call__": "test"},

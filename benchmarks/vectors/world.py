@@ -19,9 +19,10 @@ import torch
 
 from common.config import RunConfig
 from common.datasets import ImageSet
+from common.evaluation import evaluate
 from common.model import ModelSpec, Weights, build, get_weights
 from common.simulation import hospital_splits, load_dataset
-from common.training import TrainSettings, evaluate, to_tensor, train
+from common.training import TrainSettings, to_tensor, train
 from server_app.evaluation import figures
 from server_app.vectors.public import public_split
 

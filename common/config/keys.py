@@ -198,6 +198,9 @@ KEYS: tuple[Key, ...] = (
     Key(name="precision", default="float32", choices=("float32", "bfloat16"),
         meaning="of forward and backward passes in training; bfloat16: where the CPU has it; "
         "weights, norms and sums stay float32 or better"),
+    Key(name="device", default="auto", choices=("auto", "cpu", "cuda"),
+        meaning="where models are trained and tested; auto: a GPU that the process sees, else the "
+        "CPU (prior-head, which is small: the CPU)"),
     Key(name="seed", default=0, low=0, high=2**31 - 1,
         meaning="of partition, initial weights and non-private batches; never of DP noise"),
     Key(name="resume", default="",

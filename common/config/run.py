@@ -87,6 +87,7 @@ class RunConfig:
     coordinator_key: str
     threads: int
     precision: str
+    device: str
     seed: int
     resume: str
 
@@ -122,6 +123,8 @@ class RunConfig:
         if checked["server_step"]:
             checked["sampling_rate"] = checked["sampling_rate"] or 0.2
         checked["ring_bits"] = checked["ring_bits"] or (48 if checked["server_step"] else 32)
+        if checked["device"] == "auto" and checked["model"] == "prior-head":
+            checked["device"] = "cpu"  # a step on it takes less time than the way to a GPU
         config = cls(**checked)
         for rule in RULES:
             rule(config)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def to(self, device: torch.device) -> Cells:
+        """The same on ``device``."""
+        return Cells(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def draw_cells(count: int, *, seed: int, size: int = 28, chimeras: float = 0.35) -> Cells:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.devices import CPU, device_of
 from common.prior.drawing import ATTRIBUTES, STAGE_COUNT, Cells
 from common.prior.kinds import FORMS
 from common.prior.network import PretextHeads, RingNet
@@ -41,17 +42,21 @@ def train_network(
     seed: int,
     report: Callable[[int, float], None] | None = None,
     seconds: float = math.inf,
+    device: str = CPU,
 ) -> RingNet:
     """Train a network for ``steps`` steps, or as many as fit in ``seconds`` of wall time.
 
     Uses bfloat16 where the processor has it. ``report(step, loss)`` is called now and then.
+    ``device`` is of :data:`common.devices.DEVICES`; the network is on the CPU in the end.
     """
+    where = device_of(device)
     torch.manual_seed(seed % 2**63)
     generator = torch.Generator().manual_seed((seed + 1) % 2**63)
     size = cells.pictures.shape[-1]
     net = RingNet(width, size)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    heads = PretextHeads(net.features, STAGE_COUNT, len(FORMS), len(ATTRIBUTES))
+    net.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    heads = PretextHeads(net.features, STAGE_COUNT, len(FORMS), len(ATTRIBUTES)).to(where)
+    cells = cells.to(where)
     mean, spread = cells.attributes.mean(0), cells.attributes.std(0).clamp(min=1e-3)
     weights = [*net.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
@@ -61,14 +66,14 @@ def train_network(
     while progress < 1:
         if at + _BATCH > len(cells):
             order, at = torch.randperm(len(cells), generator=generator), 0
-        chosen = order[at : at + _BATCH]
+        chosen = order[at : at + _BATCH].to(where)
         at += _BATCH
         rate = min(progress / _WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = _RATE * max(rate, 1e-3)
         batch = _turned(to_unit(cells.pictures[chosen]), generator)
         batch = batch.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(where.type, torch.bfloat16):
             features = net(batch)
         stage, form, attributes = heads(features.float())
         target = ((cells.attributes[chosen] - mean) / spread).clamp(-4, 4)
@@ -85,4 +90,4 @@ def train_network(
         progress = max(step / steps, (time.monotonic() - started) / seconds)
         if report is not None and step % 50 == 0:
             report(step, float(loss.detach()))
-    return net.eval()
+    return net.cpu().eval()

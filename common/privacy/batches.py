@@ -70,7 +70,7 @@ class PoissonBatches:
         self.random = random
         self.most_images = most_images
         self.views = views
-        self.images_of = None if units is None else _group(check_units(units, len(labels)))
+        self.images_of = None if units is None else _group(check_units(units, len(labels)).cpu())
 
     def __len__(self) -> int:
         return self.steps
@@ -79,7 +79,8 @@ class PoissonBatches:
         count = len(self.dataset) if self.images_of is None else len(self.images_of)
         for _ in range(self.steps):
             chosen = torch.from_numpy(self.random.bernoulli(count, self.sampling_rate))
-            yield from self._parts(torch.nonzero(chosen).flatten())
+            device = self.dataset.tensors[0].device
+            yield from self._parts(torch.nonzero(chosen).flatten().to(device))
 
     def _parts(self, chosen: Tensor) -> Iterator[Part]:
         """One batch: the units ``chosen``, at most ``most_images`` images at a time."""
@@ -103,12 +104,14 @@ class PoissonBatches:
         if k == 0:
             yield Part(images, labels, units, finished)
             return
-        units = torch.arange(n) if units is None else units
-        views = draw_views(n, k, self.random).view(n * k, 3)
+        device = images.device
+        units = torch.arange(n, device=device) if units is None else units
+        views = draw_views(n, k, self.random).view(n * k, 3).to(device)
         # Cuts only where one image has more views than a part may hold.
-        for rows in torch.split(torch.arange(n * k), self.most_images):
+        for start in range(0, max(1, n * k), self.most_images):
+            rows = torch.arange(start, min(start + self.most_images, n * k), device=device)
             of = rows // k
-            ended = finished and (n == 0 or int(rows[-1]) == n * k - 1)
+            ended = finished and start + len(rows) == n * k
             yield Part(
                 apply_views(images[of], views[rows]), labels[of], units[of], ended, views=k
             )  # fmt: skip
@@ -121,8 +124,9 @@ class PoissonBatches:
             return
         together: list[Tensor] = []
         size = 0
+        device = chosen.device
         for unit in chosen.tolist():
-            rows = self.images_of[unit]
+            rows = self.images_of[unit].to(device)
             if together and size + len(rows) > most:
                 yield torch.cat(together), _numbers(together), True
                 together, size = [], 0
@@ -135,7 +139,7 @@ class PoissonBatches:
                 together.append(rows)
                 size += len(rows)
         if together or len(chosen) == 0:
-            together.append(torch.empty(0, dtype=torch.int64))
+            together.append(torch.empty(0, dtype=torch.int64, device=device))
             yield torch.cat(together), _numbers(together), True
 
 
@@ -149,4 +153,4 @@ def _group(units: Tensor) -> list[Tensor]:
 
 def _numbers(groups: list[Tensor]) -> Tensor:
     lengths = torch.tensor([len(rows) for rows in groups])
-    return torch.repeat_interleave(torch.arange(len(groups)), lengths)
+    return torch.repeat_interleave(torch.arange(len(groups)), lengths).to(groups[0].device)

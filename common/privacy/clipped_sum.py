@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.devices import CPU, device_of
 from common.model import set_weights
 from common.privacy.batches import PoissonBatches
 from common.privacy.clipping import FLAT
@@ -35,6 +36,7 @@ def clipped_sum(
     views: int = 0,
     clipping: str = FLAT,
     precision: str = "float32",
+    device: str = CPU,
 ) -> Tensor:
     """Σ f(‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
 
@@ -44,11 +46,14 @@ def clipped_sum(
     image's loss is the mean over K random views of it (:mod:`common.privacy.views`). ``units`` as
     in :func:`common.training.train`. A unit whose gradient is not finite counts as none. With
     ``precision`` ``bfloat16`` gradients are computed in it; norms and sums are of what comes out.
+    ``device`` is of :data:`common.devices.DEVICES`; the sum is on the CPU in any case.
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, and
     bfloat16 for a model that book-keeping does not know).
     """
+    where = device_of(device)
     set_weights(model, start)
-    model.train()
+    model.to(where).train()
+    images, labels = images.to(where), labels.to(where)
     check_images(images)
     with torch.no_grad():
         num_classes = model(images[:1]).shape[1]
@@ -69,14 +74,14 @@ def clipped_sum(
             optimizer.zero_grad()
             optimizer.expect(part)
             if len(part.labels):
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                with torch.autocast(where.type, torch.bfloat16, enabled=half):
                     logits = wrapped(part.images)
                 logits = logits.float() if half else logits
                 loss = criterion(logits, part.labels) * len(part.labels)
                 loss.backward()  # type: ignore[no-untyped-call]
             optimizer.clip_and_accumulate()
             optimizer._is_last_step_skipped = not part.last  # else the next part's begins anew
-        return torch.cat([p.summed_grad.reshape(-1) for p in optimizer.params])
+        return torch.cat([p.summed_grad.reshape(-1) for p in optimizer.params]).cpu()
     finally:
         watch.remove()
         wrapped.remove_hooks()  # type: ignore[operator]  # the caller's model is plain again

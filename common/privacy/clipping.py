@@ -39,8 +39,9 @@ _MARGIN = 1.0 - 2.0**-16
 _PIECE = 256
 _SMALL = 1024
 """Parameters of up to so many numbers are taken together."""
-_CELLS = 1 << 16
-"""Float64 numbers converted at once: ½ MB, which stays in a core's cache."""
+_CELLS = {"cpu": 1 << 16, "cuda": 1 << 26}
+"""Float64 numbers converted at once: ½ MB, which stays in a core's cache; on a GPU 512 MB, since
+each piece is a call of its own."""
 
 
 def check_clipping(clipping: str) -> None:
@@ -67,6 +68,8 @@ def add_clipped(
     gradients: Sequence[Tensor | Factors],
     clipping_norm: float,
     clipping: str = FLAT,
+    *,
+    kept: Tensor | None = None,
 ) -> None:
     """Add every unit's clipped gradient to ``sums``, in place.
 
@@ -75,7 +78,8 @@ def add_clipped(
     them; ``sums`` for each parameter a contiguous float64 tensor of ``shape``. A unit whose
     gradient is not finite adds nothing, like one that was not sampled. An error instead would
     tell, without noise, that there is such a unit: a server can craft a model that overflows on
-    one image. Raises PrivacyError for a rule that is none of :data:`CLIPPINGS`.
+    one image. Units that are not ``kept``, (units,) bool, add nothing either. On a GPU nothing
+    here waits for it. Raises PrivacyError for a rule that is none of :data:`CLIPPINGS`.
     """
     check_clipping(clipping)
     if len(gradients[0]) == 0:
@@ -99,11 +103,12 @@ def add_clipped(
     else:
         factors = (clipping_norm * _MARGIN / norms).clamp_(max=1.0)
     wrong = ~torch.isfinite(norms)
-    if bool(wrong.any()):
-        factors[wrong] = 0.0
-        found = [g.without(wrong) for g in found]  # 0 · NaN is NaN
+    left_out = wrong if kept is None else wrong | ~kept
+    factors.masked_fill_(left_out, 0.0)
+    # 0 · NaN is NaN. To ask a GPU whether there is any is to wait for it.
+    masked = wrong if norms.is_cuda or bool(wrong.any()) else None
     for total, gradient in zip(targets, found, strict=True):
-        gradient.add_weighted(total, factors)
+        gradient.add_weighted(total, factors, masked)
     if small:
         pieces = torch.split(targets[-1], [sums[i].numel() for i in small])
         for i, piece in zip(small, pieces, strict=True):
@@ -113,19 +118,18 @@ def add_clipped(
 class _Rows:
     """Units' gradients by one parameter, flat: (units, d), in the order that they lie in memory."""
 
-    def __init__(self, gradient: Tensor, rows: Tensor | None = None) -> None:
+    def __init__(self, gradient: Tensor) -> None:
         # Norms and sums are the same in any order, and a copy would take longer than either.
-        self._gradient = gradient
         self._axes = sorted(range(1, gradient.dim()), key=gradient.stride, reverse=True)
-        flat = gradient.permute(0, *self._axes).reshape(len(gradient), -1)
-        self._rows = flat if rows is None else rows
+        self._rows = gradient.permute(0, *self._axes).reshape(len(gradient), -1)
 
     def square_norms(self) -> Tensor:
         """(units,) float64: the squared L2 norms."""
         if self._rows.dtype != torch.bfloat16:
             return _square_norms(self._rows)
         n, d = self._rows.shape  # exact in float32, and quick in pieces that fit in a core's cache
-        width = max(1, 2 * _CELLS // (n * _PIECE)) * _PIECE
+        cells = _CELLS[self._rows.device.type]
+        width = max(1, 2 * cells // (n * _PIECE)) * _PIECE
         space = torch.empty(n * min(width, d), device=self._rows.device)
         squares = torch.zeros(n, dtype=torch.float64, device=self._rows.device)
         for start in range(0, d, width):
@@ -133,25 +137,23 @@ class _Rows:
             squares += _square_norms(space[: piece.numel()].view(piece.shape).copy_(piece))
         return squares
 
-    def add_weighted(self, total: Tensor, factors: Tensor) -> None:
-        """Add Σ_i factors[i] · gradient_i to ``total``, in place."""
+    def add_weighted(self, total: Tensor, factors: Tensor, wrong: Tensor | None = None) -> None:
+        """Add Σ_i factors[i] · gradient_i to ``total``, in place; ``wrong`` units count as 0."""
         aligned = total.permute([axis - 1 for axis in self._axes])
         here = aligned.is_contiguous()
         flat = aligned.view(-1) if here else total.new_zeros(total.numel())
         n = len(factors)
-        width = max(1, _CELLS // n)
+        width = max(1, _CELLS[self._rows.device.type] // n)
         space = factors.new_empty(n * min(width, len(flat)))
         with one_thread():
             for start in range(0, len(flat), width):
                 piece = self._rows[:, start : start + width]
                 exact = space[: piece.numel()].view(piece.shape).copy_(piece)
+                if wrong is not None:
+                    exact.masked_fill_(wrong.unsqueeze(1), 0.0)
                 flat[start : start + width].addmv_(exact.t(), factors)
         if not here:
             aligned += flat.view(aligned.shape)
-
-    def without(self, wrong: Tensor) -> _Rows:
-        """The same, but that the units ``wrong`` (n,) bool have the gradient 0."""
-        return _Rows(self._gradient, self._rows.masked_fill(wrong.unsqueeze(1), 0.0))
 
 
 def _square_norms(rows: Tensor) -> Tensor:

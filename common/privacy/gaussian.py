@@ -44,6 +44,8 @@ import torch
 from torch import Tensor
 
 from common.errors import PrivacyError
+from common.privacy.chacha import key_tensor
+from common.privacy.device_noise import normals
 from common.privacy.randomness import LARGEST_CHUNK, SecureRandom
 from common.privacy.threads import one_thread
 
@@ -98,30 +100,34 @@ class GaussianSum:
         ``dimension`` coordinates, each released once. Raises PrivacyError where ``values``
         holds NaN or infinity, to which noise adds nothing, or numbers too large for the grid.
         """
-        out = torch.empty(values.numel(), dtype=torch.float32)
+        out = torch.empty(values.numel(), dtype=torch.float32, device=values.device)
         for start, whole in self._integers(values, random):
             out[start : start + len(whole)] = whole.mul_(self.step)
-        return out.reshape(values.shape).to(values.device)
+        return out.reshape(values.shape)
 
     def release_integers(self, values: Tensor, random: SecureRandom) -> np.ndarray:
         """The same as the integers that multiply :attr:`step`: (n,) int64, ``values`` flattened."""
         out = np.empty(values.numel(), dtype=np.int64)
         for start, whole in self._integers(values, random):
-            out[start : start + len(whole)] = whole.numpy()
+            out[start : start + len(whole)] = whole.cpu().numpy()
         return out
 
     def _integers(self, values: Tensor, random: SecureRandom) -> Iterator[tuple[int, Tensor]]:
         """(first index, noisy multiples of the step in float64, exact), chunk by chunk."""
-        flat = values.detach().reshape(-1).cpu()
+        flat = values.detach().reshape(-1)
         n, step, std = flat.numel(), self.step, self.std / self.step
         if n > self.dimension:
             raise PrivacyError(
                 f"{n} values in a sum of {self.dimension} coordinates",
                 "count every trainable parameter in the dimension",
             )
-        space = torch.empty(min(n, LARGEST_CHUNK), dtype=torch.float64)
         if n:
-            _check_size(flat, _EXACT * step)
+            check_size(flat, self)
+        if flat.is_cuda:
+            noise = normals(key_tensor(random.stream_key(), flat.device), n)
+            yield 0, noisy_integers(flat, noise, 1.0 / step, std)
+            return
+        space = torch.empty(min(n, LARGEST_CHUNK), dtype=torch.float64)
         with one_thread():
             for start, noise in random.normal_chunks(n):
                 end = start + len(noise)
@@ -129,7 +135,20 @@ class GaussianSum:
                 yield start, noise.mul_(std).round_().add_(whole)  # integers: exact
 
 
-def _check_size(flat: Tensor, limit: float) -> None:
+def noisy_integers(
+    values: Tensor, noise: Tensor, per_step: float | Tensor, std: float | Tensor
+) -> Tensor:
+    """``values`` in steps (times ``per_step``), rounded, plus ``noise`` · ``std``, rounded.
+
+    Float64 of the values' shape, exact integers; ``noise`` (float64, standard normal) is used up.
+    """
+    whole = values.to(torch.float64).mul(per_step).round_()
+    return noise.mul_(std).round_().add_(whole)
+
+
+def check_size(flat: Tensor, mechanism: GaussianSum) -> None:
+    """PrivacyError unless all of ``flat`` is finite and fits on the mechanism's grid."""
+    limit = _EXACT * mechanism.step
     low, high = torch.aminmax(flat)  # NaN if any is
     if not (float(low) > -limit and float(high) < limit):
         raise PrivacyError(

@@ -3,6 +3,8 @@
 Every stream is AES-256 in counter mode under a key drawn from the operating system for that
 stream alone, so neither a run's seed nor another hospital's stream in the same process tells
 anything about it. A fixed key is for tests only and nothing in the configuration reaches it.
+Normals for a sum that lies on a GPU are made there, from ChaCha20 under keys of that stream
+(:mod:`common.privacy.device_noise`).
 
 Floating-point normals added to floating-point sums are not the Gaussian mechanism (Mironov
 2012): what is released goes through :class:`common.privacy.gaussian.GaussianSum`.
@@ -20,6 +22,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from common.errors import PrivacyError
+from common.privacy.chacha import KEY_BYTES
 from common.privacy.threads import one_thread
 
 _PAIRS = 1 << 14
@@ -113,6 +116,10 @@ class SecureRandom:
                 torch.sin(angle, out=angle).mul_(radius)
                 radius.mul_(cosine)
             yield start, u[: n - start]
+
+    def stream_key(self) -> bytes:
+        """32 bytes of this stream, as the key of another: of one that a GPU makes."""
+        return self._stream.update(bytes(KEY_BYTES))
 
     def _refine(self, units: np.ndarray) -> None:
         """Integers k, uniform below 2^53, become uniforms of (k, k + 1], in place.

@@ -76,7 +76,7 @@ def apply_views(images: Tensor, views: Tensor) -> Tensor:
     check_square(images)
     turn, down, right = views.unsqueeze(2).unbind(1)  # (n, 1) each
     last = height - 1
-    at = torch.arange(height * width)
+    at = torch.arange(height * width, device=images.device)
     # Where each pixel of the view comes from: shift back, turn, mirror.
     y = ((at // width).unsqueeze(0) - down).clamp_(0, last)
     x = ((at % width).unsqueeze(0) - right).clamp_(0, last)

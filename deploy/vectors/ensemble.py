@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from common.datasets import ImageSet, load_npz
+from common.devices import usable_cores
 from common.errors import ConfigError
 from common.simulation import load_dataset
-from common.training import usable_cores
 from deploy.vectors.place import Place
 from server_app.evaluation import Evaluator
 from server_app.progress import percent

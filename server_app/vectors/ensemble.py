@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from common.datasets import ImageSet
+from common.devices import use_threads
 from common.errors import DataError
 from common.files import atomic_write
 from common.model import ModelSpec, build, check_weights, get_weights, set_weights
-from common.training import to_tensor, use_threads
+from common.training import to_tensor
 from common.vectors import Base, Contribution, VectorError, apply_update, ensemble
 from common.vectors.tensors import Arrays, pack, unpack
 from server_app.registry import Registry, VectorRow

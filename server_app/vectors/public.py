@@ -17,9 +17,10 @@ import torch
 from common.config import RunConfig
 from common.datasets import ImageSet, load_npz, split_train_val
 from common.errors import ConfigError
+from common.evaluation import evaluate
 from common.model import ModelSpec, build
 from common.simulation import load_dataset
-from common.training import evaluate, to_tensor
+from common.training import to_tensor
 from server_app.first_base import is_file
 
 HELD_OUT = 0.25

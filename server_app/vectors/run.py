@@ -10,11 +10,11 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
+from common.devices import usable_cores
 from common.errors import ConfigError, ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
-from common.training import usable_cores
 from common.vectors import Rule
 from server_app.directory import Directory
 from server_app.evaluation import Evaluator

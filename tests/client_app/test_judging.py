@@ -15,10 +15,10 @@ from client_app.cohorts import Cohorts
 from client_app.hospital import Hospital
 from common.aggregation import GAINED, LOST
 from common.errors import ProtocolError
+from common.evaluation import evaluate
 from common.files import consilium_home
 from common.messages import Comparison, Offer
 from common.model import Weights, build, get_weights
-from common.training import evaluate
 from common.vectors import base_id
 from deploy.inprocess import InProcessGrid
 from tests.client_app.judging import (

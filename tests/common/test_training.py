@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import ModelError, PrivacyError
+from common.evaluation import evaluate
 from common.model import ModelSpec, build, get_weights, set_weights, weights_digest
 from common.privacy.engine import PoissonBatches, make_private
 from common.privacy.gaussian import GaussianSum
@@ -21,7 +22,6 @@ from common.training import (
     PrivateStep,
     TrainingError,
     TrainSettings,
-    evaluate,
     steps_per_epoch,
     to_tensor,
     train,

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from client_app import work
-from common.training import EvalResult, evaluate
+from common.evaluation import EvalResult, evaluate
 from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
 from tests.server_app.running import the_run

@@ -35,7 +35,7 @@ class Workspace:
 _backward = torch.ops.aten.convolution_backward
 _FEW_CHANNELS = 16
 """Up to so many, a convolution runs in channels_last; with more, copying costs what that saves."""
-_AT_ONCE = 1 << 20
+_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Numbers in the patches of the images that go through a matrix product together."""
 
 
@@ -95,7 +95,7 @@ def by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, space: Workspace) -> Tens
     """(n, *weight.shape), channels innermost in memory: as n matrix products."""
     n, (out, c, kh, kw) = len(x), layer.weight.shape
     found = space.get(layer, (n, out, kh * kw * c), x)
-    step = max(1, _AT_ONCE // (g[0, 0].numel() * kh * kw * c))
+    step = max(1, _AT_ONCE[x.device.type] // (g[0, 0].numel() * kh * kw * c))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         torch.bmm(g[rows].flatten(2), patches(layer, x[rows], space), out=found[rows])
@@ -120,7 +120,8 @@ def best_way(layer: nn.Conv2d, positions: int) -> str:
     """Which way suits the shape of ``layer`` with so many output positions.
 
     By what took the least time for each of DPResNet's layers, at widths 0.25 and 1, in float32 and
-    bfloat16, on one core of a processor with AVX-512 and AMX.
+    bfloat16, on one core of a processor with AVX-512 and AMX. On a GPU, always as matrix products
+    where they can: its convolutions of many groups are slow.
     """
     out, into = layer.out_channels, layer.weight[0].numel()
     if layer.groups > 1 or layer.dilation != (1, 1):
@@ -128,7 +129,8 @@ def best_way(layer: nn.Conv2d, positions: int) -> str:
     small = positions <= MOST_POSITIONS and _SAVED * positions * (out + into) < out * into
     if small and not isinstance(layer, StandardisedConv2d):
         return FACTORS
-    return GROUPS if positions >= _MANY and layer.in_channels % 16 == 0 else PATCHES
+    many = positions >= _MANY and layer.in_channels % 16 == 0
+    return GROUPS if many and not layer.weight.is_cuda else PATCHES
 
 
 def gradients(layer: nn.Conv2d, x: Tensor, g: Tensor, space: Workspace) -> Tensor | Factors:

@@ -56,9 +56,15 @@ class Factors:
             found[rows] = torch.maximum(one.mul_(other).sum((1, 2)), _CANCELLED * bound)
         return found
 
-    def add_weighted(self, total: Tensor, factors: Tensor) -> None:
-        """Add Σ_i factors[i] · gradient_i to ``total``, (*shape) float64, in place."""
+    def add_weighted(self, total: Tensor, factors: Tensor, wrong: Tensor | None = None) -> None:
+        """Add Σ_i factors[i] · gradient_i to ``total``, (*shape) float64, in place.
+
+        Units that are ``wrong``, (n,) bool, have the gradient 0, whatever they hold.
+        """
         for rows, left, right in self._pieces():
+            if wrong is not None:
+                left.masked_fill_(wrong[rows, None, None], 0.0)
+                right.masked_fill_(wrong[rows, None, None], 0.0)
             left *= factors[rows, None, None]
             summed = left.flatten(0, 1).mT @ right.flatten(0, 1)
             total += self._arranged(summed)
@@ -66,13 +72,6 @@ class Factors:
     def first(self, n: int) -> Factors:
         """Those of the first ``n`` units."""
         return Factors(self.left[:n], self.right[:n], self.shape)
-
-    def without(self, wrong: Tensor) -> Factors:
-        """The same, but that the units ``wrong`` (n,) bool have the gradient 0."""
-        mask = wrong[:, None, None]
-        return Factors(
-            self.left.masked_fill(mask, 0.0), self.right.masked_fill(mask, 0.0), self.shape
-        )
 
     def dense(self) -> Tensor:
         """Multiplied out: (n, *shape), in float32 or better."""

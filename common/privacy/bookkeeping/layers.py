@@ -80,7 +80,10 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.GroupNorm, book: Book
     ) -> Tensor:
+        ctx.dtype = x.dtype
         x = x.contiguous()
+        if x.is_cuda:
+            x = x.to(weight.dtype)  # as autocast does: a GPU's group norm takes one dtype
         n, channels = x.shape[:2]
         y, mean, rstd = torch.native_group_norm(
             x, weight, bias, n, channels, x.shape[2:].numel(), layer.num_groups, layer.eps
@@ -111,7 +114,9 @@ class _GroupNorm(torch.autograd.Function):
             if asked:
                 made = rows.view(n, channels)
                 ctx.book.keep(parameter, n, lambda chosen, made=made: made[chosen])
-        return back.view_as(x) if wanted[0] else None, None, None, None, None
+        return (
+            back.view_as(x).to(ctx.dtype) if wanted[0] else None, None, None, None, None,
+        )  # fmt: skip
 
 
 class _Linear(torch.autograd.Function):

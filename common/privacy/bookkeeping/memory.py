@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from common.privacy.bookkeeping.convolution import FACTORS, best_way
 from common.privacy.bookkeeping.layers import cheaper_as_factors
 
-_NUMBERS = 3 << 23
-"""Activations and gradients of the images that go through together: 96 MiB of float32."""
+_NUMBERS = {"cpu": 3 << 23, "cuda": 1 << 30}
+"""Activations and gradients of the images that go through together: 96 MiB of float32, and 4 GiB on
+a GPU, which is idle where few go through."""
 
 
 def images_together(model: nn.Module, images: Tensor, *, most: int) -> int:
-    """At most ``most`` images, and as many as take 96 MiB; at least one.
+    """At most ``most`` images, and as many as take 96 MiB (a GPU: 4 GiB); at least one.
 
     Counted for one of ``images`` (N, ...): the outputs of all of the model's layers, and its
     gradients as :class:`~common.privacy.bookkeeping.module.BookKeeping` keeps them. From 16 on in
     multiples of 16. Nothing but shapes is looked at.
     """
     each = numbers_per_image(model, images)
-    count = max(1, min(most, _NUMBERS // each))
+    count = max(1, min(most, _NUMBERS[images.device.type] // each))
     return count if count < 16 else count // 16 * 16
 
 

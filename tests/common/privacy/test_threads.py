@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from common.devices import use_threads
 from common.errors import PrivacyError
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
 from common.privacy.threads import one_thread
-from common.training import use_threads
 
 
 @pytest.fixture(autouse=True)

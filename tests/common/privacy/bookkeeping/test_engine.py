@@ -156,7 +156,7 @@ def test_parts_are_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) ->
     assert images_together(build(SPEC), IMAGES, most=5) == 5
     head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 8))
     assert images_together(head, IMAGES, most=1000) == 1000 // 16 * 16
-    monkeypatch.setattr(memory, "_NUMBERS", 1)
+    monkeypatch.setattr(memory, "_NUMBERS", {"cpu": 1})
     assert images_together(build(SPEC), IMAGES, most=1000) == 1
 
 

@@ -23,11 +23,12 @@ from client_app.hospital import Hospital
 from client_app.private import PrivateRun
 from common.config import RunConfig
 from common.datasets import ImageSet
+from common.evaluation import EvalResult
 from common.model import Weights
 from common.privacy.ledger import Ledger, Subjects
 from common.privacy.limits import BudgetExhausted, PrivacyLimits
 from common.privacy.plan import Promise, RunPlan
-from common.training import EvalResult, to_tensor
+from common.training import to_tensor
 from tests.common.privacy.ledger.building import plan, promise
 
 RUN = "run-1"

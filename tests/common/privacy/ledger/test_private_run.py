@@ -20,12 +20,13 @@ from common.config import RunConfig
 from common.datasets import ImageSet
 from common.datasets.splitting import split_train_val
 from common.errors import PrivacyError
+from common.evaluation import EvalResult
 from common.model import Weights, get_weights
 from common.privacy.figures import noised
 from common.privacy.ledger import Entry, Ledger
 from common.privacy.ledger.runs import COUNT, TRAINING, VALIDATION
 from common.privacy.limits import WITHHELD, BudgetExhausted, PrivacyLimits
-from common.training import EvalResult, PrivateStep, TrainSettings, train
+from common.training import PrivateStep, TrainSettings, train
 from tests.common.privacy.ledger.processes import (
     LEDGER,
     RUN,

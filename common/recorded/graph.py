@@ -1,0 +1,65 @@
+"""A CUDA graph of a function without arguments, and a few of them kept for the calls to come."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+import torch
+
+log = logging.getLogger("consilium.training")
+
+_WARM_UP = 3
+_KEPT = 4
+T = TypeVar("T")
+
+
+class Recorded:
+    """``step`` as a CUDA graph: calling it does again, to the same memory, what ``step`` did.
+
+    ``step`` reads and writes tensors that stay where they are, and never waits for the GPU. It is
+    run a few times before it is recorded, so whatever it changes must be set anew afterwards.
+    """
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            step()
+
+    def __call__(self) -> None:
+        """Once more."""
+        self._graph.replay()
+
+
+class Kept(Generic[T]):
+    """The last few of what was made for a key; None where it could not be made.
+
+    Recorded steps hold a model's memory on the GPU. Whoever uses one holds :attr:`lock`.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._made: OrderedDict[Hashable, T | None] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T | None:
+        """What was made for ``key``, or is now. A GPU that cannot do it is told of once."""
+        with self.lock:
+            if key not in self._made:
+                try:
+                    self._made[key] = make()
+                except RuntimeError as error:
+                    log.warning("training steps are not recorded, which is slower: %s", error)
+                    self._made[key] = None
+                while len(self._made) > _KEPT:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]

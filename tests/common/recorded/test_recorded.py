@@ -1,0 +1,210 @@
+"""Recorded steps are the steps that are taken one by one.
+
+What a CUDA graph does again is seen on a GPU only (skipped elsewhere); that it is the right thing
+to record is seen anywhere, with calls in the place of replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import common.recorded.choose as choose
+import common.recorded.plain as plain
+import common.recorded.private as private
+from common.errors import PrivacyError
+from common.model import ModelSpec, Weights, build, get_weights
+from common.privacy.batches import PoissonBatches
+from common.privacy.bookkeeping.module import BookKeeping
+from common.privacy.engine import make_private
+from common.privacy.randomness import SecureRandom
+from common.recorded.graph import Kept
+from common.recorded.optimizers import make_optimizer
+from common.recorded.private import RecordedPrivateSteps
+from common.training import PrivateStep, StepRate, TrainSettings, _descend_recorded, train
+
+GPU = torch.cuda.is_available()
+on_gpu = pytest.mark.skipif(not GPU, reason="this machine has no GPU")
+SPEC = ModelSpec(width=0.0625)
+IMAGES = torch.randn(50, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(50) % 8
+
+
+class Called:
+    """In the place of :class:`common.recorded.graph.Recorded`, where there is no GPU."""
+
+    def __init__(self, step: Callable[[], None]) -> None:
+        for _ in range(3):
+            step()
+        self._step = step
+
+    def __call__(self) -> None:
+        self._step()
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not GPU:
+        monkeypatch.setattr(plain, "Recorded", Called)
+        monkeypatch.setattr(private, "Recorded", Called)
+
+
+def settings(**more: object) -> TrainSettings:
+    return TrainSettings(**{  # type: ignore[arg-type]
+        "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "optimizer": "adam",
+        "device": "cuda" if GPU else "cpu", **more,
+    })  # fmt: skip
+
+
+def flat(weights: Weights) -> Tensor:
+    return torch.cat([torch.from_numpy(w).double().flatten() for w in weights.values()])
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_replayed_training_is_the_same_and_the_next_one_begins_anew(
+    optimizer: str, precision: str, views: int
+) -> None:
+    how = settings(optimizer=optimizer, precision=precision, views=views, schedule="cosine")
+    for seed in (0, 1):  # the second from the recording of the first
+        start = get_weights(build(SPEC, seed=seed))
+        one, other = (
+            train(build(SPEC), start, IMAGES, LABELS, how, seed=seed, reuse=reuse)
+            for reuse in (None, ("plain", views))
+        )
+        gap = float((flat(one.update) - flat(other.update)).norm())
+        assert gap < 2e-2 * float(flat(one.update).norm())
+        assert one.loss == pytest.approx(other.loss, rel=1e-2)
+    key = ((("plain", views), F.cross_entropy), optimizer, precision == "bfloat16", views,
+           torch.Size((16, 3, 28, 28)))  # fmt: skip
+    assert choose._PLAIN.get(key, pytest.fail) is not None
+
+
+def step_of(**more: float) -> PrivateStep:
+    return PrivateStep(**{  # type: ignore[arg-type]
+        "noise_multiplier": 1e-6, "clipping_norm": 0.5, "sampling_rate": 1.0, "steps": 3,
+        "expected_batch_size": 50.0, **more,
+    })  # fmt: skip
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_private_steps_on_a_gpu_are_replayed_and_the_same(optimizer: str, precision: str) -> None:
+    for seed, steps in ((0, 3), (1, 5)):
+        start = get_weights(build(SPEC, seed=seed))
+        how = settings(optimizer=optimizer, precision=precision, privacy=step_of(steps=steps))
+        one, other = (
+            train(build(SPEC), start, IMAGES, LABELS, how, seed=0, reuse=reuse)
+            for reuse in (None, "private")
+        )
+        gap = float((flat(one.update) - flat(other.update)).norm())
+        assert gap < 2e-2 * float(flat(one.update).norm())
+        assert one.loss == pytest.approx(other.loss, rel=1e-2)
+    assert any(made is not None for made in choose._PRIVATE._made.values())
+
+
+def recorded(how: TrainSettings, step: PrivateStep, size: int) -> RecordedPrivateSteps:
+    device = torch.device(how.device)
+    model = build(SPEC).to(device)
+    books, optimizer, engine = make_private(
+        model, make_optimizer(model, how, recorded=True), batches_of(step, how),
+        noise_multiplier=step.noise_multiplier, clipping_norm=step.clipping_norm,
+        precision=how.precision,
+    )  # fmt: skip
+    assert isinstance(books, BookKeeping)
+    return RecordedPrivateSteps(
+        books, optimizer, engine, IMAGES[0].to(device), size=size, half=how.half
+    )
+
+
+def batches_of(step: PrivateStep, how: TrainSettings) -> PoissonBatches:
+    return PoissonBatches(
+        IMAGES.to(how.device), LABELS.to(how.device), sampling_rate=step.sampling_rate,
+        steps=step.steps, expected_batch_size=step.expected_batch_size, random=SecureRandom(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_private_steps_are_those_of_the_optimizer_that_clips_and_adds_noise(
+    optimizer: str, size: int
+) -> None:
+    """Whole batches in parts that are not full, with next to no noise."""
+    step = step_of()
+    how = settings(optimizer=optimizer, privacy=step, schedule="cosine")
+    start = get_weights(build(SPEC, seed=0))
+    expected = train(build(SPEC), start, IMAGES, LABELS, how, seed=0)
+    steps = recorded(how, step, size)
+    for _ in range(2):  # the second as if there had been no first
+        batches = batches_of(step, how)
+        steps.begin(start, batches, step.noise_multiplier)
+        loss = _descend_recorded(steps, batches, StepRate(how, step.steps))
+        moved = flat(get_weights(steps.model)) - flat(start)
+        gap = float((moved - flat(expected.update)).norm() / moved.norm())
+        assert gap < (1e-3 if optimizer == "sgd" else 5e-2)  # Adam makes signs of what is nothing
+        assert loss == pytest.approx(expected.loss, rel=1e-3)
+    assert steps._engine.accountant.history == [(1e-6, 1.0, 6)]
+
+
+def test_their_noise_is_that_of_the_mechanism_and_new_in_each_step() -> None:
+    step = step_of(noise_multiplier=3.0, sampling_rate=1e-9, steps=1, expected_batch_size=2.0)
+    how = settings(optimizer="sgd", privacy=step, learning_rate=1.0)
+    start, steps, seen = get_weights(build(SPEC, seed=0)), recorded(how, step, 16), []
+    for _ in range(2):
+        batches = batches_of(step, how)
+        steps.begin(start, batches, 3.0)
+        _descend_recorded(steps, batches, StepRate(how, 1))
+        seen.append(flat(get_weights(steps.model)) - flat(start))
+    std = steps._mechanism.std / 2.0
+    for moved in seen:
+        assert float(moved.std()) == pytest.approx(std, rel=0.05)
+    both = torch.stack(seen)
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.05
+
+
+def test_a_unit_in_an_empty_place_adds_nothing() -> None:
+    step = step_of(steps=1)
+    how = settings(optimizer="sgd", privacy=step)
+    steps = recorded(how, step, 64)
+    batches = batches_of(step, how)
+    steps.begin(get_weights(build(SPEC, seed=0)), batches, 1e-6)
+    (part,) = batches
+    steps._images.normal_()  # what an earlier batch might have left
+    steps(part)
+    assert float(steps._kept.sum()) == 50
+    with pytest.raises(PrivacyError, match="64 are recorded"):
+        steps(next(iter(PoissonBatches(
+            IMAGES.repeat(2, 1, 1, 1), LABELS.repeat(2), sampling_rate=1.0, steps=1,
+            expected_batch_size=100.0, random=SecureRandom(),
+        ))))  # fmt: skip
+
+
+def test_images_and_keys_are_gone_when_the_training_ends() -> None:
+    step = step_of(steps=1)
+    how = settings(optimizer="sgd", privacy=step)
+    steps, batches = recorded(how, step, 64), batches_of(step, how)
+    steps.begin(get_weights(build(SPEC, seed=0)), batches, 1e-6)
+    _descend_recorded(steps, batches, StepRate(how, 1))
+    assert not steps._images.any() and not steps._key.any() and not steps._labels.any()
+
+
+def test_what_cannot_be_recorded_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    kept: Kept[int] = Kept()
+    tries = []
+
+    def make() -> int:
+        tries.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert kept.get("one", make) is None and kept.get("one", make) is None
+    assert len(tries) == 1 and "slower" in caplog.text
+    for i in range(9):
+        assert kept.get(i, lambda: 7) == 7
+    assert len(kept._made) == 4
