@@ -13,13 +13,12 @@ committed, and one that was killed is undone at the next opening.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,10 @@ from typing import Any
 from common.database import write_transaction
 from common.errors import PrivacyError
 from common.files import atomic_write
+from common.privacy.ledger.entry import COLUMNS, Entry
+from common.privacy.ledger.verified import Row, entry_of, verified
+
+__all__ = ["BUSY_SECONDS", "GENESIS", "VERSION", "Chain", "Entry", "LedgerError"]
 
 VERSION = 1
 GENESIS = "0" * 64
@@ -81,51 +84,14 @@ class LedgerError(PrivacyError):
     code = "ledger"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of the ledger, as it is hashed. Fields that do not apply are empty or None."""
-
-    kind: str
-    """``dataset``, ``plan``, ``reserve``, ``settle``, ``lapse`` or ``close``."""
-    run: str = ""
-    round: int | None = None
-    dataset: str = ""
-    """Fingerprint of the data set."""
-    part: str = ""
-    """``train`` or ``val``: whose images the mechanism reads; ``all``: both."""
-    mechanism: str = ""
-    unit: str = ""
-    sampling_rate: float | None = None
-    noise_multiplier: float | None = None
-    steps: int | None = None
-    pure_epsilon: float | None = None
-    model: str = ""
-    """Hash of the model that was trained or validated."""
-    refers: int | None = None
-    """The entry that this one settles or closes."""
-    note: str = ""
-    """More, as JSON."""
-    seq: int = 0
-    time: str = ""
-    previous: str = ""
-    hash: str = ""
-
-    def digest(self) -> str:
-        """SHA-256 of every other field, as canonical JSON."""
-        content = {k: v for k, v in asdict(self).items() if k != "hash"}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def notes(self) -> dict[str, Any]:
-        """:attr:`note` as a dictionary."""
-        return dict(json.loads(self.note)) if self.note else {}
-
-
-_COLUMNS = tuple(Entry.__dataclass_fields__)
-
-
 class Chain:
-    """The open file. Reading verifies nothing by itself; :meth:`verify` does, and opening runs it.
+    """The open file. Opening it compares every entry with its hash, or with what this process found
+    to be so before (:mod:`common.privacy.ledger.verified`): an edit of any entry, old ones too, is
+    found at the next opening, in the same process as in another one. :meth:`verify` hashes every
+    entry, whatever was found before.
+
+    :meth:`entries` gives those that opening verified as they were then, and reads those that were
+    added since, which the next opening verifies.
 
     Raises :class:`LedgerError` for a file that is no ledger, of another version, broken, or
     shorter than its head says; for a head without its ledger.
@@ -137,6 +103,7 @@ class Chain:
         # Looked for before the ledger, after which it is written: another process may be making
         # both at this moment.
         self._had_head = self._head_file.exists()
+        self._verified: tuple[Entry, ...] = ()
         if not path.exists():
             if self._had_head:
                 raise self._lost()
@@ -152,7 +119,7 @@ class Chain:
         try:
             self._db.execute("PRAGMA synchronous=EXTRA")
             self._prepare(create)
-            self.verify()
+            self._verified = self._check(anew=False)
         except sqlite3.OperationalError as error:  # locked, read-only, no more room
             self._db.close()
             raise _unusable(path, error) from None
@@ -217,23 +184,25 @@ class Chain:
         ).fetchone()
         seq, previous = (last[0] + 1, last[1]) if last else (1, self._genesis())
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        chained = Entry(**(asdict(entry) | {"seq": seq, "time": now, "previous": previous}))
-        chained = Entry(**(asdict(chained) | {"hash": chained.digest()}))
-        marks = ",".join("?" * len(_COLUMNS))
+        chained = replace(entry, seq=seq, time=now, previous=previous, hash="")
+        chained = replace(chained, hash=chained.digest())
+        marks = ",".join("?" * len(COLUMNS))
         self._db.execute(
-            f"INSERT INTO entries ({','.join(_COLUMNS)}) VALUES ({marks})",
-            [getattr(chained, column) for column in _COLUMNS],
+            f"INSERT INTO entries ({','.join(COLUMNS)}) VALUES ({marks})",
+            [getattr(chained, column) for column in COLUMNS],
         )
         return chained
 
     def entries(self, *, run: str | None = None) -> list[Entry]:
         """All entries, or one run's, in their order."""
-        where, values = ("WHERE run = ?", [run]) if run is not None else ("", [])
-        rows = self._db.execute(
-            f"SELECT {','.join(_COLUMNS)} FROM entries {where} ORDER BY seq",
-            values,
-        )
-        return [Entry(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+        later = map(entry_of, self._rows(after=len(self._verified)))
+        return [e for e in (*self._verified, *later) if run in (None, e.run)]
+
+    def _rows(self, after: int | None = None) -> list[Row]:
+        """The rows of all entries, or of those ``after`` that number."""
+        where, values = ("", []) if after is None else ("WHERE seq > ?", [after])
+        query = f"SELECT {','.join(COLUMNS)} FROM entries {where} ORDER BY seq"
+        return self._db.execute(query, values).fetchall()
 
     def add_members(self, rows: Iterator[tuple[str, str, bytes, bytes]]) -> None:
         """Add (dataset, part, image, patient) rows, inside a transaction."""
@@ -272,27 +241,31 @@ class Chain:
         atomic_write(self._head_file, noted, mode=0o600)
 
     def verify(self, head: str = "") -> int:
-        """Check the whole chain, and that it holds its noted head and ``head``; count of entries.
+        """Hash the whole chain, and check that it holds its noted head and ``head``; its length.
 
         Raises LedgerError naming the first entry that is wrong.
         """
+        entries = self._check(anew=True)
+        if head and head != GENESIS and all(e.hash != head for e in entries):
+            raise self.damaged(f"the head {head} is not in it: entries were removed or rewritten")
+        return len(entries)
+
+    def _check(self, *, anew: bool) -> tuple[Entry, ...]:
+        """All entries, verified, among them the noted head; LedgerError where they are not whole.
+
+        ``anew``: by their hashes, even where this process has found them whole before.
+        """
         # Before the entries: another process may append meanwhile, and note a head beyond them.
         noted = self._noted_head()
-        previous, number, hashes = self._genesis(), 0, {GENESIS}
-        for entry in self.entries():
-            number += 1
-            if entry.seq != number:
-                raise self.damaged(f"entry {number} is missing")
-            if entry.previous != previous or entry.hash != entry.digest():
-                raise self.damaged(f"entry {number} was changed after it was written")
-            previous = entry.hash
-            hashes.add(previous)
-        if head and head not in hashes:
-            raise self.damaged(f"the head {head} is not in it: entries were removed or rewritten")
-        # The file is written after the commit, so it may be behind; never ahead.
-        if noted is not None and noted not in hashes:
+        try:
+            entries = verified(self._genesis(), self._rows(), anew=anew)
+        except (TypeError, ValueError) as wrong:
+            raise self.damaged(str(wrong)) from None
+        # The file is written after the commit, so it may be behind; never ahead. Mostly it is the
+        # last entry's: looked for from the end.
+        if noted not in (None, GENESIS) and all(e.hash != noted for e in reversed(entries)):
             raise self.damaged("it lacks its last noted entry: entries were cut off")
-        return number
+        return entries
 
     def _noted_head(self) -> str | None:
         try:

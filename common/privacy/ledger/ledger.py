@@ -13,7 +13,6 @@ the last of the budget is theirs.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from common.privacy.ledger.runs import (
     RunState,
     Use,
     cost_of,
+    cost_of_run,
     reservation,
     reserved_use,
     state_of,
@@ -39,7 +39,7 @@ from common.privacy.ledger.runs import (
 from common.privacy.ledger.spending import Spending
 from common.privacy.ledger.subjects import Subjects, remember
 from common.privacy.limits import BudgetExhausted, NotAllowed, PrivacyLimits
-from common.privacy.plan import COUNT_EPSILON, STATISTICS, Promise, RunPlan
+from common.privacy.plan import COUNT_EPSILON, Promise, RunPlan
 
 DEFAULT_ORDER = 4.0
 """Rényi order of a ledger without a plan, in which nothing finite can have been spent."""
@@ -197,41 +197,49 @@ class Ledger:
         and model (a hash), and not settled, is handed out again. BudgetExhausted when all that
         the plan allows is reserved.
         """
-        entry = self._reserve(run, round, model, mechanism)
-        if entry is None:
-            raise BudgetExhausted(
-                "all rounds of the run's privacy budget are charged; one more would exceed it",
-                "start a new run; its ε adds to this one's",
-            )
-        return entry
+        return _within_plan(self._reserve(run, round, model, mechanism))
 
     def reserve_validation(self, run: str, round: int, model: str) -> Entry | None:
         """Reserve the release of a model's validation figures; None if no more may be released."""
         return self._reserve(run, round, model, VALIDATION)
 
+    def charge_round(self, run: str, round: int, model: str, mechanism: str) -> None:
+        """Reserve what ``round`` makes, as :meth:`reserve_round`, and settle it in one transaction.
+
+        For what is charged for good before it is made: once this returns, nothing of it is ever
+        handed out again; where it raises, or the process dies before, nothing was charged.
+        """
+        self._warm(run, round, model, mechanism)
+        with self.chain.transaction():
+            self._settle(_within_plan(self._reserved(run, round, model, mechanism)))
+
     def _reserve(self, run: str, round: int, model: str, mechanism: str) -> Entry | None:
         self._warm(run, round, model, mechanism)
         with self.chain.transaction():
-            mine = self.chain.entries(run=run)
-            state = state_of(mine)
-            if state is None or state.closed:
-                raise _over(run)
-            settled = {e.refers for e in mine if e.kind == "settle"}
-            # Not for another version of the data: its new images have not paid.
-            asked = (mechanism, round, model, state.dataset)
-            for e in mine:
-                same = (e.mechanism, e.round, e.model, e.dataset) == asked
-                if e.kind == "reserve" and same and e.seq not in settled:
-                    return e
-            entry = reservation(state, round, model, mechanism)
-            if entry is None:
-                return None
-            limits = PrivacyLimits.from_dict(state.limits)
-            if not state.holds(limits, datetime.now(UTC)):
-                self._check_total(run, state.plan, state, state.dataset, limits)
-                self._write_plan(run, state.plan, state.dataset, limits)
-            cost = _cost_so_far(state, mine, entry)
-            return self.chain.append(replace(entry, note=_so_far(cost)))
+            return self._reserved(run, round, model, mechanism)
+
+    def _reserved(self, run: str, round: int, model: str, mechanism: str) -> Entry | None:
+        """The reservation, new or handed out again, inside a transaction; None: no more of it."""
+        mine = self.chain.entries(run=run)
+        state = state_of(mine)
+        if state is None or state.closed:
+            raise _over(run)
+        settled = {e.refers for e in mine if e.kind == "settle"}
+        # Not for another version of the data: its new images have not paid.
+        asked = (mechanism, round, model, state.dataset)
+        for e in mine:
+            same = (e.mechanism, e.round, e.model, e.dataset) == asked
+            if e.kind == "reserve" and same and e.seq not in settled:
+                return e
+        entry = reservation(state, round, model, mechanism)
+        if entry is None:
+            return None
+        limits = PrivacyLimits.from_dict(state.limits)
+        if not state.holds(limits, datetime.now(UTC)):
+            self._check_total(run, state.plan, state, state.dataset, limits)
+            self._write_plan(run, state.plan, state.dataset, limits)
+        cost = _cost_so_far(state, mine, entry)
+        return self.chain.append(replace(entry, note=_so_far(cost)))
 
     def _warm(self, run: str, round: int, model: str, mechanism: str) -> None:
         """Have the accountants compute, while nobody waits, what the reservation will cost.
@@ -247,12 +255,15 @@ class Ledger:
     def settle(self, reserved: Entry) -> None:
         """Note that the reserved result is safely kept; twice notes nothing more."""
         with self.chain.transaction():
-            mine = self.chain.entries(run=reserved.run)
-            if not any(e.refers == reserved.seq for e in mine):
-                self.chain.append(
-                    replace(reserved, kind="settle", refers=reserved.seq, note="",
-                            sampling_rate=None, noise_multiplier=None, steps=None)
-                )  # fmt: skip
+            self._settle(reserved)
+
+    def _settle(self, reserved: Entry) -> None:
+        mine = self.chain.entries(run=reserved.run)
+        if not any(e.refers == reserved.seq for e in mine):
+            self.chain.append(
+                replace(reserved, kind="settle", refers=reserved.seq, note="",
+                        sampling_rate=None, noise_multiplier=None, steps=None)
+            )  # fmt: skip
 
     def settle_kept(self, run: str, round: int | None, model: str, mechanism: str) -> None:
         """Settle what is open of a result that was kept before, now that it is to leave.
@@ -310,16 +321,7 @@ class Ledger:
         For the unit that the run promises, at its δ, by both accountants; as it was computed
         when it was reserved. Infinite for training without privacy, 0 for an unknown run.
         """
-        entries = self.chain.entries(run=run)
-        if any(e.mechanism == NON_PRIVATE for e in entries):
-            return Epsilon(math.inf, math.inf)
-        state = state_of(entries)
-        pure = state.plan.count_epsilon if state else 0.0
-        so_far = {"": Epsilon(pure, pure)}
-        for e in entries:
-            if e.kind == "reserve" and e.mechanism in (TRAINING, VALIDATION, *STATISTICS):
-                so_far[e.part] = Epsilon(**e.notes()["run_so_far"])
-        return max(so_far.values(), key=lambda e: e.value)
+        return cost_of_run(self.chain.entries(run=run))
 
     def total(
         self, dataset: str, limits: PrivacyLimits, *, held: bool = False, skip: str = ""
@@ -341,6 +343,15 @@ def _cost_so_far(state: RunState, mine: list[Entry], more: Entry) -> Epsilon:
     uses = [reserved_use(e) for e in [*mine, more] if e.kind == "reserve"]
     pure = state.plan.count_epsilon
     return cost_of(uses, more.part, state.plan.promise.delta, pure=pure)
+
+
+def _within_plan(reserved: Entry | None) -> Entry:
+    if reserved is None:
+        raise BudgetExhausted(
+            "all rounds of the run's privacy budget are charged; one more would exceed it",
+            "start a new run; its ε adds to this one's",
+        )
+    return reserved
 
 
 def _is_count(entry: Entry, data: str, unit: str) -> bool:

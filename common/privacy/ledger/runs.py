@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from common.privacy.accounting import Epsilon, Event, epsilon_of
@@ -91,21 +92,28 @@ def state_of(entries: Sequence[Entry]) -> RunState | None:
     if not plans:
         return None
     latest = plans[-1]
-    note = latest.notes()
-    plan = dict(note["plan"])
+    plan, limits = _planned(latest)
     reserved = [e.mechanism for e in entries if e.kind == "reserve"]
     return RunState(
         run=latest.run,
         dataset=latest.dataset,
-        plan=RunPlan(**(plan | {"promise": Promise(**plan["promise"])})),
+        plan=plan,
         rounds=reserved.count(TRAINING),
         validations=reserved.count(VALIDATION),
         closed=any(e.kind == "close" for e in entries),
         lapsed=any(e.kind == "lapse" and e.seq > latest.seq for e in entries),
         last=datetime.fromisoformat(active[-1].time).astimezone(UTC),
-        limits=note["limits"],
+        limits=limits,
         statistics=frozenset(reserved) & frozenset(STATISTICS),
     )
+
+
+@lru_cache(maxsize=256)
+def _planned(entry: Entry) -> tuple[RunPlan, Mapping[str, Any]]:
+    """The plan, and the limits under which it was checked, that a ``plan`` entry notes."""
+    note = entry.notes()
+    plan = dict(note["plan"])
+    return RunPlan(**(plan | {"promise": Promise(**plan["promise"])})), note["limits"]
 
 
 def reserved_use(entry: Entry) -> Use:
@@ -145,6 +153,24 @@ def reservation(state: RunState, round: int, model: str, mechanism: str) -> Entr
         steps=event.steps,
         model=model,
     )
+
+
+def cost_of_run(entries: Sequence[Entry]) -> Epsilon:
+    """What all ``entries`` of one run cost, as it was computed when they were made.
+
+    The worse of its training and its validation images, for the unit that the run promises, at its
+    δ. Infinite for training without privacy, 0 for no entries.
+    """
+    if any(e.mechanism == NON_PRIVATE for e in entries):
+        return Epsilon(math.inf, math.inf)
+    state = state_of(entries)
+    pure = state.plan.count_epsilon if state else 0.0
+    so_far = {"": Epsilon(pure, pure)}
+    for e in reversed(entries):  # the last of each part says what all before it cost, too
+        steps = e.kind == "reserve" and e.mechanism in (TRAINING, VALIDATION, *STATISTICS)
+        if steps and e.part not in so_far:
+            so_far[e.part] = Epsilon(**e.notes()["run_so_far"])
+    return max(so_far.values(), key=lambda e: e.value)
 
 
 def cost_of(uses: Sequence[Use], part: str, delta: float, *, pure: float) -> Epsilon:

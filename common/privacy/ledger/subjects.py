@@ -19,6 +19,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,17 +74,18 @@ def remember(chain: Chain, parts: Mapping[str, Subjects]) -> DataSet:
 
     Raises PrivacyError for an image that is in both parts: its budget would be spent twice.
     """
-    rows = {part: _keyed(chain.meta("salt"), parts[part]) for part in PARTS}
-    both = {image for image, _ in rows["train"]} & {image for image, _ in rows["val"]}
+    salt = chain.meta("salt")
+    content = [a.tobytes() for p in PARTS for a in (parts[p].images, parts[p].patients)]
+    name, both = _named(salt, *content)
     if both:
         raise PrivacyError(
-            f"{len(both)} image(s) are in training and in validation",
+            f"{both} image(s) are in training and in validation",
             "keep copies of an image on one side; a data set of consilium's own split does",
         )
-    name = _fingerprint(rows)
     for entry in chain.entries():
         if entry.kind == "dataset" and entry.dataset == name:
             return _data_set(entry)
+    rows = _rows(salt, *content)
     mine = {image for part in PARTS for image, _ in rows[part]}
     overlaps: dict[str, int] = {}
     for (dataset, _), images in _images_by_place(chain).items():
@@ -158,14 +160,33 @@ def data_sets(chain: Chain) -> list[DataSet]:
     return [_data_set(entry) for entry in chain.entries() if entry.kind == "dataset"]
 
 
-def _keyed(salt: bytes, subjects: Subjects) -> list[tuple[bytes, bytes]]:
-    def key(digest: np.ndarray, person: bytes) -> bytes:
-        return hashlib.blake2b(digest.tobytes(), digest_size=16, key=salt, person=person).digest()
+@lru_cache(maxsize=64)
+def _named(salt: bytes, *content: bytes) -> tuple[str, int]:
+    """The fingerprint of :func:`_rows`, and how many images are in both parts.
 
-    return [
-        (key(image, b"image"), key(patient, b"patient") if patient.any() else _UNKNOWN)
-        for image, patient in zip(subjects.images, subjects.patients, strict=True)
-    ]
+    Kept, since a hospital asks with the same images for every message of a run.
+    """
+    rows = _rows(salt, *content)
+    both = {image for image, _ in rows["train"]} & {image for image, _ in rows["val"]}
+    return _fingerprint(rows), len(both)
+
+
+def _rows(salt: bytes, *content: bytes) -> dict[str, list[tuple[bytes, bytes]]]:
+    """(image, patient) of each part, keyed; ``content``: the digests of images, of patients, …"""
+
+    def key(digest: bytes, person: bytes) -> bytes:
+        return hashlib.blake2b(digest, digest_size=16, key=salt, person=person).digest()
+
+    def each(digests: bytes) -> list[bytes]:
+        return [digests[i : i + 16] for i in range(0, len(digests), 16)]
+
+    return {
+        part: [
+            (key(image, b"image"), _UNKNOWN if patient == _UNKNOWN else key(patient, b"patient"))
+            for image, patient in zip(each(images), each(patients), strict=True)
+        ]
+        for part, images, patients in zip(PARTS, content[::2], content[1::2], strict=True)
+    }
 
 
 def _fingerprint(rows: Mapping[str, list[tuple[bytes, bytes]]]) -> str:
