@@ -110,6 +110,7 @@ class Work:
             )
         settings = TrainSettings(
             epochs=c.local_epochs,
+            steps=c.local_steps,
             batch_size=c.batch_size,
             learning_rate=c.learning_rate_of(job.round),
             optimizer=c.optimizer,

@@ -106,6 +106,9 @@ class TrainSettings:
     views: int = 0
     """K ≥ 1: each image comes as K random views of itself (:mod:`common.privacy.views`), drawn anew
     in each pass; 0: as it is."""
+    steps: int = 0
+    """Without privacy: so many batches of the passes, which begin anew where ``epochs`` end; 0: all
+    of them."""
     device: str = CPU
     """Of :data:`common.devices.DEVICES`. What is returned is on the CPU in any case."""
 
@@ -145,9 +148,11 @@ def _shuffled(
 ) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)  # batches without DP: no secret
     random, k = SeededUniform(seed), settings.views
-    for _ in range(settings.epochs):
+    left = planned_steps(settings, len(labels))
+    while left:
         order = torch.randperm(len(labels), generator=generator).to(images.device)
-        for chosen in torch.split(order, settings.batch_size):
+        for chosen in torch.split(order, settings.batch_size)[:left]:
+            left -= 1
             views = draw_views(len(chosen), k, random).to(images.device) if k else None
             yield Batch(images[chosen], labels[chosen], views)
 
@@ -194,7 +199,7 @@ def train(
     alike = None if reuse is None else (reuse, criterion)
     if settings.privacy is None:
         batches = _shuffled(images, labels, settings, seed)
-        steps = settings.epochs * steps_per_epoch(len(labels), settings.batch_size)
+        steps = planned_steps(settings, len(labels))
         with recorded_step(model, settings, images, labels, alike) as recorded:
             step: PlainStep
             if recorded is None:
@@ -265,6 +270,11 @@ def _train_private(
     finally:
         watch.remove()
         wrapped.remove_hooks()  # type: ignore[operator]  # the caller's model is plain again
+
+
+def planned_steps(settings: TrainSettings, images: int) -> int:
+    """Batches of one training without privacy on so many images."""
+    return settings.steps or settings.epochs * steps_per_epoch(images, settings.batch_size)
 
 
 @dataclass

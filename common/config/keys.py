@@ -67,6 +67,10 @@ KEYS: tuple[Key, ...] = (
         meaning="passes over a hospital's training images in each round (server-step: one step "
         "instead), or for each task vector "
         "(the paper: 3)"),
+    Key(name="local-steps", default=0, low=0, high=1_000_000,
+        meaning="privacy=none: batches that a hospital trains on in each round, drawn anew each "
+        "time, instead of whole passes; the more often models are averaged, the less they drift "
+        "apart; 0: local-epochs passes"),
     Key(name="batch-size", default=0, low=0, high=65_536,
         meaning="images a step; under DP the expected size of a Poisson batch; 0: 8, under DP 32"),
     Key(name="learning-rate", default=0.0, low=0.0, high=1000.0,

@@ -182,6 +182,15 @@ def _judged(c: RunConfig) -> None:
         )
 
 
+def _local_steps(c: RunConfig) -> None:
+    if c.local_steps and (c.privacy != "none" or c.mode != "fedavg" or c.local_epochs != 1):
+        raise ConfigError(
+            "'local-steps' is for synchronous rounds without privacy, in the place of local-epochs: "
+            "a private round's steps follow from its passes, which the noise is calibrated for",
+            "leave local-steps out, or set privacy=none, mode=fedavg and local-epochs=1",
+        )
+
+
 def _simulated_only(c: RunConfig) -> None:
     if c.simulated_delay and c.dataset == "hospitals":
         raise ConfigError(
@@ -242,5 +251,5 @@ def _epsilon_useful(c: RunConfig) -> None:
 
 RULES: tuple[Callable[[RunConfig], None], ...] = (
     _needs_path, _own_pictures, _norm_allows_dp, _server_step, _recipe_parts, _prior,
-    _vectors, _judged, _simulated_only, _threshold, _cohort, _epsilon_useful,
+    _vectors, _judged, _local_steps, _simulated_only, _threshold, _cohort, _epsilon_useful,
 )  # fmt: skip

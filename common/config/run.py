@@ -40,6 +40,7 @@ class RunConfig:
     connect_timeout: float
     round_timeout: float
     local_epochs: int
+    local_steps: int
     batch_size: int
     learning_rate: float
     learning_rate_schedule: str

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import common.training as training
 from common.errors import ModelError, PrivacyError
 from common.evaluation import evaluate
 from common.model import ModelSpec, build, get_weights, set_weights, weights_digest
@@ -392,3 +393,15 @@ def test_dihedral_answers_do_not_depend_on_how_a_picture_lies(
 )
 def test_steps_cover_every_image(images_: int, batch: int, steps: int) -> None:
     assert steps_per_epoch(images_, batch) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 11])
+def test_so_many_steps_are_taken_whatever_the_passes(steps: int) -> None:
+    images, labels = torch.randn(50, 3, 28, 28), torch.arange(50) % 8
+    settings = TrainSettings(
+        epochs=1, batch_size=16, learning_rate=1e-3, optimizer="sgd", steps=steps
+    )
+    result = train(build(SPEC), get_weights(build(SPEC, seed=0)), images, labels, settings, seed=0)
+    assert result.steps == steps
+    batches = [len(b.labels) for b in training._shuffled(images, labels, settings, 0)]
+    assert batches == ([16, 16, 16, 2] * 3)[:steps]
