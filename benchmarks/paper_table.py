@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.tables import show_table, spread
 from common.config import RunConfig
+from common.config.recipes import RECIPES
 from common.devices import device_name, device_of
 from common.errors import ConsiliumError
 from common.files import read_json, write_json
@@ -48,6 +49,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "local": {"recipe": "paper", "privacy": "local", "secagg": True},
     "strong": {"recipe": "strong", "secagg": True},
     "strong-plain": {"recipe": "strong", "secagg": False},
+    "dpresnet-distributed": {"recipe": "dpresnet-distributed"},
+    "dpresnet-local": {"recipe": "dpresnet-local"},
     "prior-distributed": {"recipe": "prior-distributed"},
     "prior-local": {"recipe": "prior-local"},
     "public-distributed": {"recipe": "public-distributed"},
@@ -69,7 +72,9 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
     values: Row = {"dataset": "synthetic", "synthetic-size": 3000}
     if arguments.data:
         values = {"dataset": "npz", "data-path": str(arguments.data.resolve())}
-    values |= CELLS[cell] | more
+    chosen = dict(CELLS[cell])
+    # Its values one by one: where a key is at its default, a named recipe's value would stand.
+    values |= RECIPES[chosen.pop("recipe")] | chosen | more
     if cell in BASES:
         base = getattr(arguments, BASES[cell])
         if base is None:
@@ -105,7 +110,7 @@ def run_cell(values: Row, key: Row, folder: Path) -> Row:
     row = dict(key)
     config = RunConfig.parse(values)
     row |= {
-        "privacy": config.privacy, "secagg": config.secagg, "recipe": config.recipe,
+        "privacy": config.privacy, "secagg": config.secagg, "recipe": CELLS[key["cell"]]["recipe"],
         "delta": config.delta if config.privacy != "none" else None,
         "precision": config.precision, "device": device_name(device_of(config.device)),
     }  # fmt: skip

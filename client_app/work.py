@@ -118,6 +118,7 @@ class Work:
             privacy=None if run is None else run.step(),
             precision=c.precision,
             device=c.device,
+            views=c.augmentation_multiplicity,
             schedule=c.learning_rate_schedule if c.mode == "vectors" else "constant",
         )
         # Another order of batches for each hospital and round, the same for the same seed.

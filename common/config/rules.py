@@ -185,8 +185,9 @@ def _judged(c: RunConfig) -> None:
 def _local_steps(c: RunConfig) -> None:
     if c.local_steps and (c.privacy != "none" or c.mode != "fedavg" or c.local_epochs != 1):
         raise ConfigError(
-            "'local-steps' is for synchronous rounds without privacy, in the place of local-epochs: "
-            "a private round's steps follow from its passes, which the noise is calibrated for",
+            "'local-steps' is for synchronous rounds without privacy, in the place of "
+            "local-epochs: a private round's steps follow from its passes, which the noise is "
+            "calibrated for",
             "leave local-steps out, or set privacy=none, mode=fedavg and local-epochs=1",
         )
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from client_app import work
 from common.evaluation import EvalResult, evaluate
+from common.training import TrainResult, TrainSettings, train
 from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
 from tests.server_app.running import the_run
@@ -73,6 +74,25 @@ def test_in_bfloat16_private_figures_are_computed_in_float32(
     )
     assert json.loads((the_run() / "summary.json").read_text())["status"] == "completed"
     assert seen == {expected}
+
+
+def test_without_privacy_views_and_steps_reach_the_hospitals_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def watched(*given: Any, **named: Any) -> TrainResult:
+        (settings,) = (g for g in given if isinstance(g, TrainSettings))
+        result = train(*given, **named)
+        seen.append((settings.views, result.steps))
+        return result
+
+    monkeypatch.setattr(work, "train", watched)
+    run_in_process(
+        {**RUN, "privacy": "none", "augmentation-multiplicity": 3, "local-steps": 2},
+        num_hospitals=PEOPLE,
+    )
+    assert seen == [(3, 2)] * PEOPLE
 
 
 @pytest.mark.slow
