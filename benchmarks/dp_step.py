@@ -11,6 +11,7 @@ itself, with one thread.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -182,6 +183,7 @@ def measured_apart(method: str, dtype: str, width: float, batch: int) -> float:
 
 def peak_on_gpu_mb(method: str, dtype: str, width: float, batch: int) -> float:
     """MiB of a GPU's memory that three steps take at most, model and images included."""
+    gc.collect()  # an earlier case's graphs and hooks hold on to each other
     torch.cuda.empty_cache()
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks.tables import show_table, spread
 from common.config import RunConfig
-from common.config.recipes import RECIPES
+from common.config.keys import BY_NAME
+from common.config.recipes import written_out
 from common.devices import device_name, device_of
 from common.errors import ConsiliumError
 from common.files import read_json, write_json
@@ -72,9 +73,7 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
     values: Row = {"dataset": "synthetic", "synthetic-size": 3000}
     if arguments.data:
         values = {"dataset": "npz", "data-path": str(arguments.data.resolve())}
-    chosen = dict(CELLS[cell])
-    # Its values one by one: where a key is at its default, a named recipe's value would stand.
-    values |= RECIPES[chosen.pop("recipe")] | chosen | more
+    values |= CELLS[cell] | more
     if cell in BASES:
         base = getattr(arguments, BASES[cell])
         if base is None:
@@ -88,7 +87,8 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
         values["rounds"] = arguments.rounds
     if cell.endswith("-distributed"):
         values["min-cohort"] = hospitals  # nobody may be absent: the least noise
-    return values | parse_assignments(arguments.set)
+    values |= parse_assignments(arguments.set)
+    return written_out(values, {name: key.default for name, key in BY_NAME.items()})
 
 
 def key_of(values: Row, cell: str, hospitals: int, changed: Sequence[str]) -> Row:

@@ -33,6 +33,11 @@ def device_of(name: str) -> torch.device:
     return torch.device(CUDA)
 
 
+def gpu_count(name: str) -> int:
+    """How many GPUs a run config's ``device`` may use: 0 for ``cpu``."""
+    return torch.cuda.device_count() if device_of(name).type == CUDA else 0
+
+
 def device_name(device: torch.device) -> str:
     """As a table shows it: ``cpu``, or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == CUDA else CPU

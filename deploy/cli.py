@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config import BY_NAME, KEYS, RunConfig, Value, markdown_table, toml_table
+from common.config.recipes import written_out
 from common.errors import ConfigError, ConsiliumError
 from deploy.doctor.commands import check
 from deploy.ledger import commands as ledger
@@ -92,7 +93,10 @@ def config(
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Value]:
-    """``["rounds=5", "dataset=npz"]`` → typed values, checked for name, type and range."""
+    """``["rounds=5", "dataset=npz"]`` → typed values, checked for name, type and range.
+
+    A recipe beside a key's default is written out (:func:`common.config.recipes.written_out`).
+    """
     values: dict[str, Value] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -104,7 +108,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Value]:
             RunConfig.parse({name: text})  # raises, with the closest name
             raise AssertionError(name)
         values[name] = key.check(_typed(text.strip(), key.default))
-    return values
+    return written_out(values, {name: key.default for name, key in BY_NAME.items()})
 
 
 def _typed(text: str, like: Value) -> Any:

@@ -17,6 +17,9 @@ def prior(
     steps: Annotated[
         int, typer.Option(help="Training steps of each network, of 128 pictures.", min=1)
     ] = 3_000,
+    device: Annotated[
+        str, typer.Option(help="Where they are trained: auto, cpu or cuda; others round otherwise.")
+    ] = "auto",
 ) -> None:
     """Train feature networks on drawn, stained-cell-like pictures: some minutes, no data needed."""
     from common.prior.features import PriorSpec
@@ -24,7 +27,7 @@ def prior(
 
     whitening = min(pictures, PriorBudget.whitening)
     budget = PriorBudget(pictures=pictures, steps=steps, whitening=whitening)
-    made = make_prior(PriorSpec(), seed=seed, budget=budget, report=typer.echo)
+    made = make_prior(PriorSpec(), seed=seed, budget=budget, report=typer.echo, device=device)
     command = f"consilium prior --seed {seed} --pictures {pictures} --steps {steps}"
     digest = save_prior(made, out, made_by=command)
     typer.echo(f"{out}: prior {digest[:16]}")

@@ -8,6 +8,7 @@ environment of the first. Here each simulation starts its own on loopback, with 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from common.config import Value
+from common.config import RunConfig, Value
 from common.errors import ConsiliumError
 from common.files import consilium_home, read_json
 from deploy.runtime.flower import command
@@ -53,7 +54,7 @@ def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = Fal
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
             f'address = "{address}"\ninsecure = true\n'
         )
-        federation = f"num-supernodes={hospitals} client-resources-num-cpus=1"
+        federation = f"num-supernodes={hospitals} {resources(RunConfig.parse(values).device)}"
         options = ["--federation-config", federation]
         started = launch.start(CONNECTION, values, environment, options)
         lines = launch.Lines(verbose=verbose)
@@ -67,6 +68,21 @@ def simulate(hospitals: int, values: Mapping[str, Value], *, verbose: bool = Fal
         highlight=False,
     )
     return 1
+
+
+def resources(device: str) -> str:
+    """What each simulated hospital has, as Flower's federation config says it: a core, and where
+    models are trained on GPUs a share of those, so that as many hospitals train as there are cores.
+
+    Ray hides all GPUs from whoever has no share.
+    """
+    from common.devices import gpu_count, usable_cores  # torch, which takes seconds
+
+    told, gpus, cores = "client-resources-num-cpus=1", gpu_count(device), usable_cores()
+    if not gpus:
+        return told
+    share = 1.0 if gpus >= cores else math.floor(1000 * gpus / cores) / 1000
+    return f"{told} client-resources-num-gpus={share:g}"
 
 
 @contextmanager

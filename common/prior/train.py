@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from common.devices import CPU
 from common.errors import ModelError
 from common.files import atomic_write
 from common.prior.drawing import draw_cells
@@ -40,10 +41,12 @@ def make_prior(
     seed: int = 0,
     budget: PriorBudget | None = None,
     report: Callable[[str], None] | None = None,
+    device: str = CPU,
 ) -> PriorFeatures:
     """Draw cells, train the networks on them, fit the whitening; no real picture is read.
 
     Each network has pictures of its own. The seed is public. ``report`` is told of progress.
+    ``device``, of :data:`common.devices.DEVICES`, is where networks are trained.
     """
     budget = budget or PriorBudget()
     tell = report or (lambda _: None)
@@ -56,6 +59,7 @@ def make_prior(
             width=width,
             steps=budget.steps,
             seed=seed * 1000 + i,
+            device=device,
             report=lambda step, loss: tell(f"step {step} of {budget.steps}: loss {loss:.3f}"),
         )
         prior.networks[i - 1].load_state_dict(network.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import paper_table
 from benchmarks.tables import in_markdown
 from benchmarks.vectors import __main__ as vectors
+from common.config import RunConfig
 from common.files import read_json
 
 SMALL = [
@@ -44,6 +46,16 @@ def test_a_cell_is_a_whole_run_and_one_that_is_kept_is_not_run_again(
     assert abs(new["test_accuracy"] - row["test_accuracy"]) < 0.05
     shown = capsys.readouterr().out
     assert shown.count("'cell'") == 1
+
+
+def test_a_width_that_is_the_keys_default_is_not_the_recipes() -> None:
+    for width, told in ((0.25, 0.25), (0.5, 0.5), (None, 1.0)):
+        arguments = argparse.Namespace(
+            data=None, width=width, rounds=None, precision=None, set=[], prior=None, public=None
+        )
+        values = paper_table.values_of(arguments, "secagg", 10, seed=0)
+        config = RunConfig.parse(values)
+        assert (config.model_width, config.rounds, config.local_epochs) == (told, 50, 3)
 
 
 def test_the_readmes_table_is_that_of_the_kept_rows() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from common.config import KEYS
+from common.config import KEYS, RunConfig
 from common.errors import ConfigError, ModelError
 from common.model import ModelSpec, build, get_weights
 from deploy.cli import parse_assignments
@@ -22,6 +22,15 @@ CONSILIUM = str(Path(sys.executable).parent / "consilium")
 
 def consilium(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([CONSILIUM, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_default_that_is_asked_for_beside_a_recipe_is_not_the_recipes() -> None:
+    for told, width in (("0.25", 0.25), ("0.5", 0.5)):  # 0.25 is the key's default, 1.0 the paper's
+        values = parse_assignments(["recipe=paper", f"model-width={told}", "rounds=9"])
+        every = {key.name: key.default for key in KEYS} | values  # as a server's run config is
+        config = RunConfig.parse(every)
+        assert (config.model_width, config.rounds, config.local_epochs) == (width, 9, 3)
+    assert RunConfig.parse(parse_assignments(["recipe=paper"])).recipe == "paper"
 
 
 def test_config_prints_every_key() -> None:

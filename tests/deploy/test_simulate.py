@@ -10,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+import common.devices as devices
 from deploy.inprocess import run_in_process
+from deploy.simulate import resources
 from server_app.run_store import runs_directory
 from tests.server_app.test_federation import TINY
 
@@ -25,6 +29,19 @@ def simulate(
         shown = str(value).lower() if isinstance(value, bool) else str(value)
         command += ["--set", f"{name}={shown}"]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "expected"),
+    [(0, 4, ""), (1, 16, "0.062"), (1, 3, "0.333"), (2, 2, "1"), (8, 4, "1")],
+)  # fmt: skip
+def test_hospitals_share_the_gpus_so_that_as_many_train_as_there_are_cores(
+    gpus: int, cores: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpu_count", lambda _: gpus)
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
+    share = f" client-resources-num-gpus={expected}" if expected else ""
+    assert resources("auto") == f"client-resources-num-cpus=1{share}"
 
 
 def left_behind() -> list[str]:
