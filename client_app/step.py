@@ -82,6 +82,7 @@ def _gradient(run: PrivateRun, model: nn.Module, job: Job) -> Tensor:
         clipping=config.clipping,
         precision=config.precision,
         device=config.device,
+        expected_batch_size=run.plan.train_count * run.plan.sampling_rate,
     )
 
 

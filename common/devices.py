@@ -19,6 +19,8 @@ def device_of(name: str) -> torch.device:
     same result each time: an image's gradient must not change with the moment. ConfigError for
     ``cuda`` where there is none.
     """
+    if name not in DEVICES:
+        raise ConfigError(f"there is no device '{name}'", f"use one of: {', '.join(DEVICES)}")
     if name == CPU or (name == AUTO and not torch.cuda.is_available()):
         return torch.device(CPU)
     if not torch.cuda.is_available():

@@ -182,7 +182,8 @@ def train(
     mean of per-image losses. Parameters that are frozen (:func:`common.model.freeze`) stay as
     they are in ``start``: the update is exactly zero there.
 
-    ``reuse``: equal for models of one structure, such as a run's specification. On a GPU the steps
+    ``reuse``: equal for models of one structure, such as a run's specification; which of its parts
+    are frozen may differ. On a GPU the steps
     of the first of them are recorded then, and replayed for all (:mod:`common.recorded`); what is
     trained is a copy of ``model``. With patients, views of images under privacy or another
     criterion steps are taken one by one.
@@ -352,6 +353,7 @@ def _check_finite(loss: Tensor) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise TrainingError(
-            f"the loss of a batch is {value}", "lower the learning rate, or check the images"
+            f"the summed loss of a training is {value}",
+            "lower the learning rate, or check the images",
         )
     return value

@@ -37,6 +37,7 @@ def clipped_sum(
     clipping: str = FLAT,
     precision: str = "float32",
     device: str = CPU,
+    expected_batch_size: float = 1.0,
 ) -> Tensor:
     """Σ f(‖g_u‖) g_u over a fresh Poisson batch of privacy units u: (d,) float64.
 
@@ -47,6 +48,7 @@ def clipped_sum(
     in :func:`common.training.train`. A unit whose gradient is not finite counts as none. With
     ``precision`` ``bfloat16`` gradients are computed in it; norms and sums are of what comes out.
     ``device`` is of :data:`common.devices.DEVICES`; the sum is on the CPU in any case.
+    ``expected_batch_size``, announced and in units, is what parts are sized by.
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`, and
     bfloat16 for a model that book-keeping does not know).
     """
@@ -59,7 +61,8 @@ def clipped_sum(
         num_classes = model(images[:1]).shape[1]
     check_criterion(criterion, num_classes)
     batches = PoissonBatches(
-        images, labels, sampling_rate=sampling_rate, steps=1, expected_batch_size=1.0,
+        images, labels, sampling_rate=sampling_rate, steps=1,
+        expected_batch_size=expected_batch_size,
         random=random, units=units, most_images=images_at_once(model), views=views,
     )  # fmt: skip
     # Noise and step of this optimizer are never used: only what it clips and sums.

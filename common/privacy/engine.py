@@ -232,8 +232,8 @@ def make_private(
     Where every layer with parameters is known to :mod:`common.privacy.bookkeeping`, gradients come
     from there; else from Opacus' hooks, and the log says for which layer. ``batches`` come in
     parts from then on that keep memory flat. With ``precision`` ``bfloat16`` run the wrapped model
-    under autocast: then all parts have one shape, so that rounding cannot tell how many images
-    there are.
+    under autocast: then, and always on a GPU, all parts have one shape, so that rounding cannot
+    tell how many images there are.
 
     The wrapped model shares its parameters with ``model``. Call ``backward()`` on the *sum* of
     the images' losses: from a mean, Opacus would make up for 1/n by multiplying with n, which in
@@ -269,7 +269,8 @@ def make_private(
         model, batches.dataset.tensors[0], most=batches.most_images
     )
     books = private_optimizer.books = wrapped if isinstance(wrapped, BookKeeping) else None
-    if precision != "float32":
+    on_gpu = batches.dataset.tensors[0].is_cuda
+    if precision != "float32" or (books is not None and on_gpu):
         if books is None:
             raise PrivacyError(
                 f"private training in {precision} through Opacus' hooks: rounding in it may tell "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.model import trainable_names
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping, unknown_layer
 from common.privacy.engine import filled_up_to, images_at_once, make_private
@@ -47,9 +48,15 @@ def recorded_step(
         optimizer = make_optimizer(own, settings, recorded=True)
         return RecordedStep(own, optimizer, alike[1], example, half=settings.half)
 
-    key = (alike, settings.optimizer, settings.half, k, example.images.shape)
+    key = (alike, trainable_names(model), settings.optimizer, settings.half, k,
+           example.images.shape, example.images.dtype)  # fmt: skip
     with _PLAIN.lock:
-        yield _PLAIN.get(key, make)
+        found = _PLAIN.get(key, make)
+        try:
+            yield found
+        finally:
+            if found is not None:
+                found.wipe()
 
 
 @contextmanager
@@ -90,7 +97,12 @@ def recorded_private(
             books, private, engine, images[0], size=size, half=settings.half
         )
 
-    key = (alike, settings.optimizer, settings.half, privacy.clipping_norm, privacy.clipping,
-           size, images.shape[1:])  # fmt: skip
+    key = (alike, trainable_names(model), settings.optimizer, settings.half, privacy.clipping_norm,
+           privacy.clipping, size, images.shape[1:], images.dtype)  # fmt: skip
     with _PRIVATE.lock:
-        yield _PRIVATE.get(key, make)
+        found = _PRIVATE.get(key, make)
+        try:
+            yield found
+        finally:
+            if found is not None:
+                found.wipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -54,12 +55,13 @@ class Kept(Generic[T]):
         """What was made for ``key``, or is now. A GPU that cannot do it is told of once."""
         with self.lock:
             if key not in self._made:
+                while len(self._made) >= _KEPT:
+                    self._made.popitem(last=False)
+                gc.collect()  # layers and their hooks hold each other, and memory of the GPU
                 try:
                     self._made[key] = make()
                 except RuntimeError as error:
                     log.warning("training steps are not recorded, which is slower: %s", error)
                     self._made[key] = None
-                while len(self._made) > _KEPT:
-                    self._made.popitem(last=False)
             self._made.move_to_end(key)
             return self._made[key]

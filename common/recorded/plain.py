@@ -61,7 +61,7 @@ class PlainStep:
 class RecordedStep(PlainStep):
     """The same for batches like ``example``, recorded; others are taken as they come.
 
-    ``optimizer`` is one of :func:`common.training.make_optimizer` that can be recorded.
+    ``optimizer`` is one of :func:`common.recorded.optimizers.make_optimizer` that can be recorded.
     """
 
     def __init__(
@@ -88,6 +88,13 @@ class RecordedStep(PlainStep):
         """From these weights, with an optimizer that remembers nothing."""
         set_weights(self.model, start)
         forget(self.optimizer)
+
+    def wipe(self) -> None:
+        """No image of a training stays in what is recorded; weights are anything from then on."""
+        for here in self._batch:
+            if here is not None:
+                here.zero_()
+        self._recorded()
 
     def __call__(self, batch: Batch) -> Tensor:
         """As :class:`PlainStep`; what is returned stands until the next call."""

@@ -18,6 +18,7 @@ from common.privacy.clipping import add_clipped
 from common.privacy.device_noise import normals
 from common.privacy.engine import SecureDPOptimizer, SecurePrivacyEngine
 from common.privacy.gaussian import GaussianSum, check_size, noisy_integers
+from common.privacy.randomness import SecureRandom
 from common.recorded.graph import Recorded
 from common.recorded.plain import computed_in, forget
 
@@ -58,6 +59,9 @@ class RecordedPrivateSteps:
         self._key = torch.zeros(4, dtype=torch.int64, device=device)
         # Steps of the grid per unit, noise in steps, the grid's step, 1 / the announced batch.
         self._scale = torch.ones(4, dtype=torch.float64, device=device)
+        self._training: tuple[PoissonBatches, GaussianSum] | None = None
+        # The first training's: it has ended long before some other uses these steps.
+        private.random = engine._random = SecureRandom()
         self._add, self._end = Recorded(self._accumulate), Recorded(self._release)
 
     def _accumulate(self) -> None:
@@ -95,14 +99,16 @@ class RecordedPrivateSteps:
             tensor.zero_()
         batches.most_images = self.size
         dimension = sum(p.numel() for p in self._parameters)
-        self._mechanism = GaussianSum(sigma, self._private.max_grad_norm, dimension)
-        grid, std = self._mechanism.step, self._mechanism.std
+        mechanism = GaussianSum(sigma, self._private.max_grad_norm, dimension)
+        grid, std = mechanism.step, mechanism.std
         scale = (1.0 / grid, std / grid, grid, 1.0 / batches.expected_batch_size)
         self._scale.copy_(torch.tensor(scale, dtype=torch.float64))
-        self._batches = batches
+        self._engine.accountant.history = []  # of this training alone
+        self._training = batches, mechanism
 
     def __call__(self, part: Part) -> None:
         """One part of a batch; with the last the weights move. PrivacyError for one too large."""
+        batches, mechanism = self._begun()
         n = len(part.labels)
         if n > self.size:
             raise PrivacyError(
@@ -117,19 +123,35 @@ class RecordedPrivateSteps:
             self._kept[n:].fill_(False)
             self._add()
         if part.last:
-            self._key.copy_(key_tensor(self._batches.random.stream_key(), torch.device("cpu")))
+            self._key.copy_(key_tensor(batches.random.stream_key(), torch.device("cpu")))
             self._end()
             self._engine.accountant.step(
-                noise_multiplier=self._mechanism.noise_multiplier,
-                sample_rate=self._batches.sampling_rate,
+                noise_multiplier=mechanism.noise_multiplier, sample_rate=batches.sampling_rate
             )
 
     def finish(self) -> float:
         """The summed loss of all images. PrivacyError if a sum was more than noise would hide.
 
-        Nothing of the steps has left by then. No image stays on the GPU.
+        Nothing of the steps has left by then.
         """
-        for tensor in (self._images, self._labels, self._key):
-            tensor.zero_()
-        check_size(self._largest.view(1), self._mechanism)
+        check_size(self._largest.view(1), self._begun()[1])
         return float(self._loss)
+
+    def wipe(self) -> None:
+        """No image, gradient, sum or key of a training stays; weights are anything from then on.
+
+        What was recorded is done once more on nothing, over all that it left behind on the GPU.
+        """
+        self._training = None
+        held = [self._images, self._labels, self._kept, self._key, *self._sums]
+        for tensor in held:
+            tensor.zero_()
+        self._add()
+        self._end()
+        for tensor in (*held, self._loss, self._largest):
+            tensor.zero_()
+
+    def _begun(self) -> tuple[PoissonBatches, GaussianSum]:
+        if self._training is None:
+            raise PrivacyError("steps of no training", "call begin() before each training")
+        return self._training

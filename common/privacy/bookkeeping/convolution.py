@@ -96,6 +96,8 @@ def by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, space: Workspace) -> Tens
     n, (out, c, kh, kw) = len(x), layer.weight.shape
     found = space.get(layer, (n, out, kh * kw * c), x)
     step = max(1, _AT_ONCE[x.device.type] // (g[0, 0].numel() * kh * kw * c))
+    if x.is_cuda and n > step:  # pieces of one shape: there an image's product hangs on it
+        step = max(s for s in range(1, step + 1) if n % s == 0)
     for start in range(0, n, step):
         rows = slice(start, start + step)
         torch.bmm(g[rows].flatten(2), patches(layer, x[rows], space), out=found[rows])

@@ -166,7 +166,10 @@ class Chain:
                 yield
         except sqlite3.Error as error:  # locked, no room on the disk
             raise _unusable(self.path, error) from None
-        self._note_head()
+        try:
+            self._note_head()
+        except OSError as error:
+            raise _unusable(self.path, error) from None
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -293,7 +296,7 @@ class Chain:
         )
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> LedgerError:
+def _unusable(path: Path, error: sqlite3.Error | OSError) -> LedgerError:
     return LedgerError(
         f"the privacy ledger {path} cannot be used: {error}",
         "check that this user may read and write it and its folder, that the disk has room, and "

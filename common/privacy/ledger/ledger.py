@@ -207,7 +207,8 @@ class Ledger:
         """Reserve what ``round`` makes, as :meth:`reserve_round`, and settle it in one transaction.
 
         For what is charged for good before it is made: once this returns, nothing of it is ever
-        handed out again; where it raises, or the process dies before, nothing was charged.
+        handed out again. Where it raises, or the process dies before, nothing was released; it may
+        have been charged all the same, if only the file's head could not be written.
         """
         self._warm(run, round, model, mechanism)
         with self.chain.transaction():

@@ -6,21 +6,23 @@ to record is seen anywhere, with calls in the place of replays.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import common.recorded.choose as choose
 import common.recorded.plain as plain
 import common.recorded.private as private
 from common.errors import PrivacyError
-from common.model import ModelSpec, Weights, build, get_weights
+from common.model import ModelSpec, Weights, build, freeze, get_weights
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping
 from common.privacy.engine import make_private
+from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
 from common.recorded.graph import Kept
 from common.recorded.optimizers import make_optimizer
@@ -81,9 +83,7 @@ def test_a_replayed_training_is_the_same_and_the_next_one_begins_anew(
         gap = float((flat(one.update) - flat(other.update)).norm())
         assert gap < 2e-2 * float(flat(one.update).norm())
         assert one.loss == pytest.approx(other.loss, rel=1e-2)
-    key = ((("plain", views), F.cross_entropy), optimizer, precision == "bfloat16", views,
-           torch.Size((16, 3, 28, 28)))  # fmt: skip
-    assert choose._PLAIN.get(key, pytest.fail) is not None
+    assert any(made is not None for made in choose._PLAIN._made.values())
 
 
 def step_of(**more: float) -> PrivateStep:
@@ -150,7 +150,7 @@ def test_private_steps_are_those_of_the_optimizer_that_clips_and_adds_noise(
         gap = float((moved - flat(expected.update)).norm() / moved.norm())
         assert gap < (1e-3 if optimizer == "sgd" else 5e-2)  # Adam makes signs of what is nothing
         assert loss == pytest.approx(expected.loss, rel=1e-3)
-    assert steps._engine.accountant.history == [(1e-6, 1.0, 6)]
+        assert steps._engine.accountant.history == [(1e-6, 1.0, 3)]
 
 
 def test_their_noise_is_that_of_the_mechanism_and_new_in_each_step() -> None:
@@ -162,7 +162,7 @@ def test_their_noise_is_that_of_the_mechanism_and_new_in_each_step() -> None:
         steps.begin(start, batches, 3.0)
         _descend_recorded(steps, batches, StepRate(how, 1))
         seen.append(flat(get_weights(steps.model)) - flat(start))
-    std = steps._mechanism.std / 2.0
+    std = GaussianSum(3.0, 0.5, len(seen[0])).std / 2.0
     for moved in seen:
         assert float(moved.std()) == pytest.approx(std, rel=0.05)
     both = torch.stack(seen)
@@ -186,13 +186,55 @@ def test_a_unit_in_an_empty_place_adds_nothing() -> None:
         ))))  # fmt: skip
 
 
-def test_images_and_keys_are_gone_when_the_training_ends() -> None:
+def test_nothing_of_a_training_stays_when_it_is_wiped() -> None:
     step = step_of(steps=1)
     how = settings(optimizer="sgd", privacy=step)
     steps, batches = recorded(how, step, 64), batches_of(step, how)
     steps.begin(get_weights(build(SPEC, seed=0)), batches, 1e-6)
     _descend_recorded(steps, batches, StepRate(how, 1))
-    assert not steps._images.any() and not steps._key.any() and not steps._labels.any()
+    images, stream = weakref.ref(batches.dataset), weakref.ref(batches.random)
+    del batches
+    steps.wipe()
+    gc.collect()
+    assert images() is None and stream() is None
+    for tensor in (steps._images, steps._labels, steps._kept, steps._key, *steps._sums):
+        assert not tensor.any()
+    first = steps._parameters[0].grad_sample  # of a convolution of images: 0 of 0
+    assert not first.any()
+    (padded,) = (
+        held for name, held in steps._books.space._held.items()
+        if isinstance(name, tuple) and name[:2] == ("padded", 3)
+    )  # fmt: skip
+    assert not padded.any()
+    with pytest.raises(PrivacyError, match="no training"):
+        steps.finish()
+
+
+def test_noise_divisor_and_rate_are_each_trainings_own() -> None:
+    """As of hospitals of other sizes, which share what was recorded for the first."""
+    made, used = (
+        step_of(steps=1),
+        step_of(steps=1, noise_multiplier=50.0, expected_batch_size=10.0, sampling_rate=1e-9),
+    )
+    how = settings(optimizer="sgd", privacy=used, learning_rate=0.5)
+    steps, start = recorded(how, made, 64), get_weights(build(SPEC, seed=0))
+    batches = batches_of(used, how)
+    steps.begin(start, batches, used.noise_multiplier)
+    _descend_recorded(steps, batches, StepRate(how, 1))
+    moved = flat(get_weights(steps.model)) - flat(start)
+    std = GaussianSum(50.0, 0.5, len(moved)).std
+    assert float(moved.std()) == pytest.approx(0.5 * std / 10.0, rel=0.05)
+
+
+@on_gpu
+def test_trainings_that_freeze_other_parts_share_nothing() -> None:
+    start = get_weights(build(SPEC, seed=0))
+    whole, part = build(SPEC), build(SPEC)
+    freeze(part, ["stem"])
+    one, other = (
+        train(m, start, IMAGES, LABELS, settings(), seed=0, reuse="frozen") for m in (whole, part)
+    )
+    assert one.update["stem.0.weight"].any() and not other.update["stem.0.weight"].any()
 
 
 def test_what_cannot_be_recorded_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
