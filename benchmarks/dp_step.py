@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.measure import environment
 from benchmarks.tables import show_table
 from common.devices import CPU, CUDA, device_name, device_of
-from common.files import write_json
+from common.files import read_json, write_json
 from common.model import ModelSpec, build, get_weights
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping
@@ -247,7 +247,7 @@ def show(rows: Sequence[dict[str, Any]], *, markdown: bool = False) -> None:
             row["device"], f"{row['width']:g}", str(row["threads"]), str(row["batch"]),
             f"{row['method']}, {row['dtype']}", f"{row['images_per_s']:.0f}",
             f"{row['ratio_to_sgd_fp32']:.2f}", f"{row['cpu_ratio_to_sgd_fp32']:.2f}",
-            f"{row['peak_mb']:.0f}",
+            "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
         ])  # fmt: skip
     show_table(lines, markdown=markdown)
 
@@ -291,7 +291,9 @@ def main() -> None:
                 show(found)
                 rows |= {_key(row): row for row in found}
                 kept = [rows[key] for key in sorted(rows)]
-                write_json(args.out, {"environment": environment(), "rows": kept})
+                kept_before = read_json(args.out) if args.out.exists() else {}
+                where = "environment" if args.device == CPU else "environment_gpu"
+                write_json(args.out, {**kept_before, where: environment(), "rows": kept})
 
 
 if __name__ == "__main__":

@@ -353,7 +353,7 @@ def _check_finite(loss: Tensor) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise TrainingError(
-            f"the summed loss of a training is {value}",
+            f"the loss of a training is {value}",
             "lower the learning rate, or check the images",
         )
     return value
