@@ -1,4 +1,4 @@
-"""How far it goes: 1 to 100 million parameters, 5 to 1000 hospitals, phases and memory apart.
+"""How far it goes: 1 to 99 million parameters, 5 to 1000 hospitals, phases and memory apart.
 
     python -m benchmarks.secagg.scale
     python -m benchmarks.secagg.scale --parameters 4802120 --hospitals 100 --no-peers
@@ -33,7 +33,8 @@ from common.files import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "secagg_scale.json"
 STAGES = ("advertise", "share", "masked", "consistency", "unmask")
-PARAMETERS = (1_000_000, 4_802_120, 25_000_000, 100_000_000)
+PARAMETERS = (1_000_000, 4_802_120, 25_000_000, 99_000_000)
+"""The last: a hospital's policy lets 100 million values through, the weight among them."""
 HOSPITALS = (5, 10, 50, 100, 1000)
 RING_BYTES = 4
 """Of one value under the default 32-bit ring, masked or summed."""

@@ -36,6 +36,7 @@ CHECKS = (
     Check("versions", machine.versions),
     Check("memory", machine.memory),
     Check("shared memory", machine.shared_memory),
+    Check("GPU", machine.gpu),
     Check("folder", house.folder),
     Check("disk", machine.disk, ("folder",)),
     Check("hospital.toml", house.hospital_toml, ("folder",)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from urllib.request import getproxies_environment, proxy_bypass
@@ -96,6 +96,32 @@ def available_memory() -> int | None:
     except (OSError, ValueError):  # no control groups of version 2, or "max": no limit
         pass
     return max(0, min(figures)) if figures else None
+
+
+def gpu(case: Case) -> Finding:
+    """What training computes on."""
+    from common.devices import device_name, device_of  # torch, which takes seconds
+
+    device = device_of("auto")
+    fitted = [p.name for p in Path("/dev").glob("nvidia[0-9]*")]
+    return judge_gpu(device_name(device) if device.type == "cuda" else "", fitted)
+
+
+def judge_gpu(used: str, fitted: Sequence[str]) -> Finding:
+    """WARN for a GPU in the machine (``fitted``) that torch does not see; none is needed.
+
+    ``used``: the name of the one that torch sees.
+    """
+    if used:
+        return good(f"training computes on {used}")
+    if fitted:
+        return warn(
+            f"there is a GPU ({', '.join(fitted)}), and torch does not see it: training computes "
+            "on the processor",
+            "install a CUDA build of torch and its driver, and let the node at the device "
+            "(systemd: take out PrivateDevices); or leave it: it is only slower",
+        )
+    return good("none: training computes on the processor")
 
 
 def shared_memory(case: Case) -> Finding:

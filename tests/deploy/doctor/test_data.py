@@ -265,6 +265,18 @@ def test_little_memory_is_told(free: int | None, status: str) -> None:
     assert machine.judge_memory(free).status == status
 
 
+@pytest.mark.parametrize(
+    ("used", "fitted", "status"),
+    [("", [], "PASS"), ("NVIDIA H200", ["nvidia0"], "PASS"), ("", ["nvidia0"], "WARN")],
+)
+def test_a_gpu_that_training_does_not_see_is_told(
+    used: str, fitted: list[str], status: str
+) -> None:
+    found = machine.judge_gpu(used, fitted)
+    assert found.status == status
+    assert (used or "the processor") in found.found
+
+
 def test_versions_are_those_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = " ".join(project["dependencies"])
