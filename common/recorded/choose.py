@@ -50,13 +50,8 @@ def recorded_step(
 
     key = (alike, trainable_names(model), settings.optimizer, settings.half, k,
            example.images.shape, example.images.dtype)  # fmt: skip
-    with _PLAIN.lock:
-        found = _PLAIN.get(key, make)
-        try:
-            yield found
-        finally:
-            if found is not None:
-                found.wipe()
+    with _PLAIN.lent(key, make) as found:
+        yield found
 
 
 @contextmanager
@@ -99,10 +94,5 @@ def recorded_private(
 
     key = (alike, trainable_names(model), settings.optimizer, settings.half, privacy.clipping_norm,
            privacy.clipping, size, images.shape[1:], images.dtype)  # fmt: skip
-    with _PRIVATE.lock:
-        found = _PRIVATE.get(key, make)
-        try:
-            yield found
-        finally:
-            if found is not None:
-                found.wipe()
+    with _PRIVATE.lent(key, make) as found:
+        yield found

@@ -6,8 +6,9 @@ import gc
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -15,7 +16,16 @@ log = logging.getLogger("consilium.training")
 
 _WARM_UP = 3
 _KEPT = 4
-T = TypeVar("T")
+
+
+class Wiped(Protocol):
+    """What holds nothing of a training once it was told to."""
+
+    def wipe(self) -> None:
+        """Hold nothing of the last training any more."""
+
+
+T = TypeVar("T", bound=Wiped)
 
 
 class Recorded:
@@ -44,24 +54,36 @@ class Recorded:
 class Kept(Generic[T]):
     """The last few of what was made for a key; None where it could not be made.
 
-    Recorded steps hold a model's memory on the GPU. Whoever uses one holds :attr:`lock`.
+    Recorded steps hold a model's memory on the GPU.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._made: OrderedDict[Hashable, T | None] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T | None:
-        """What was made for ``key``, or is now. A GPU that cannot do it is told of once."""
-        with self.lock:
-            if key not in self._made:
-                while len(self._made) >= _KEPT:
-                    self._made.popitem(last=False)
-                gc.collect()  # layers and their hooks hold each other, and memory of the GPU
-                try:
-                    self._made[key] = make()
-                except RuntimeError as error:
-                    log.warning("training steps are not recorded, which is slower: %s", error)
-                    self._made[key] = None
-            self._made.move_to_end(key)
-            return self._made[key]
+    @contextmanager
+    def lent(self, key: Hashable, make: Callable[[], T]) -> Iterator[T | None]:
+        """What was made for ``key``, or is now: this caller's alone until the end, then wiped.
+
+        None, and a line in the log the first time, for a GPU that cannot do it.
+        """
+        with self._lock:
+            found = self._get(key, make)
+            try:
+                yield found
+            finally:
+                if found is not None:
+                    found.wipe()
+
+    def _get(self, key: Hashable, make: Callable[[], T]) -> T | None:
+        if key not in self._made:
+            while len(self._made) >= _KEPT:
+                self._made.popitem(last=False)
+            gc.collect()  # layers and their hooks hold each other, and memory of the GPU
+            try:
+                self._made[key] = make()
+            except RuntimeError as error:
+                log.warning("training steps are not recorded, which is slower: %s", error)
+                self._made[key] = None
+        self._made.move_to_end(key)
+        return self._made[key]

@@ -237,16 +237,40 @@ def test_trainings_that_freeze_other_parts_share_nothing() -> None:
     assert one.update["stem.0.weight"].any() and not other.update["stem.0.weight"].any()
 
 
+class Thing:
+    wiped = 0
+
+    def wipe(self) -> None:
+        self.wiped += 1
+
+
 def test_what_cannot_be_recorded_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
-    kept: Kept[int] = Kept()
+    kept: Kept[Thing] = Kept()
     tries = []
 
-    def make() -> int:
+    def make() -> Thing:
         tries.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    assert kept.get("one", make) is None and kept.get("one", make) is None
+    for _ in range(2):
+        with kept.lent("one", make) as found:
+            assert found is None
     assert len(tries) == 1 and "slower" in caplog.text
+
+
+def test_what_is_lent_is_wiped_also_after_an_error_and_few_are_kept() -> None:
+    kept, thing = Kept[Thing](), Thing()
+
+    def failing() -> None:
+        with kept.lent("one", lambda: thing) as found:
+            assert found is thing
+            raise PrivacyError("something went wrong", "try again")
+
+    for times in (1, 2):
+        with pytest.raises(PrivacyError):
+            failing()
+        assert thing.wiped == times
     for i in range(9):
-        assert kept.get(i, lambda: 7) == 7
+        with kept.lent(i, Thing):
+            pass
     assert len(kept._made) == 4
