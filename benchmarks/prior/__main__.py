@@ -29,6 +29,8 @@ from common.training import to_tensor
 
 RESULTS = Path(__file__).parents[1] / "results" / "prior.json"
 HOSPITALS = 10
+TUNED_FOR = 6.0
+"""ε at which settings were chosen."""
 PLANS = {"distributed": (DISTRIBUTED, 1.0), "local": (LOCAL, math.sqrt(HOSPITALS))}
 Split = tuple[Tensor, Tensor]
 
@@ -55,7 +57,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = read_json(arguments.out) if arguments.out.exists() else []
     for epsilon in map(float, arguments.epsilons.split(",")):
         mu = largest_mu(epsilon - COUNT_EPSILON, arguments.delta)
-        for name, (plan, noise) in PLANS.items():
+        tuned = largest_mu(TUNED_FOR - COUNT_EPSILON, arguments.delta)
+        for name, (of_six, noise) in PLANS.items():
+            plan = of_six.at(mu, tuned)
             rows += [
                 {"privacy": name, "epsilon": epsilon, "delta": arguments.delta, "seed": seed,
                  "split": arguments.split, "share": arguments.share,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -55,6 +55,13 @@ class HeadPlan:
                 "Raise epsilon, or the noise multipliers of the mean and the second moment.",
             )
         return math.sqrt(self.steps / left)
+
+    def at(self, mu: float, tuned: float) -> HeadPlan:
+        """The same shares of ``mu``; settings were ``tuned`` for that μ."""
+        ratio = tuned / mu
+        return replace(
+            self, mean_noise=self.mean_noise * ratio, moment_noise=self.moment_noise * ratio
+        )
 
     def multipliers(self, mu: float) -> list[float]:
         """Every release's noise multiplier, in order, for an accountant."""

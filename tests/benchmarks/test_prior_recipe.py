@@ -15,6 +15,14 @@ from common.errors import PrivacyError
 from common.prior.whitening import unit
 
 
+@pytest.mark.parametrize("mu", [0.3, 1.49, 5.0])
+def test_a_smaller_budget_is_shared_out_alike_and_kept(mu: float) -> None:
+    plan = DISTRIBUTED.at(mu, 1.49)
+    assert total_mu(plan.multipliers(mu)) == pytest.approx(mu)
+    share = DISTRIBUTED.moment_noise**-2 / 1.49**2
+    assert plan.moment_noise**-2 / mu**2 == pytest.approx(share)
+
+
 def test_a_plan_spends_exactly_its_mu() -> None:
     for plan in (DISTRIBUTED, LOCAL):
         multipliers = plan.multipliers(1.47)
