@@ -91,7 +91,7 @@ def test_a_run_that_is_told_to_stop_takes_everything_down() -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60  # Ray ends some of its agents late on a busy machine
     while left_behind() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_behind() == []
