@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -107,8 +107,9 @@ def _superlink(flower_home: Path, environment: Mapping[str, str]) -> Iterator[st
         _wait_until_healthy(process, port, log)
         yield f"127.0.0.1:{port}"
     finally:
+        family = _descendants(process.pid)  # while their parents live, and tell whose they are
         _end(process)
-        _end_leftovers(environment["CONSILIUM_RUN"])
+        _end_leftovers(environment["CONSILIUM_RUN"], family)
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -140,24 +141,53 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _end_leftovers(run: str) -> None:
+def _end_leftovers(run: str, family: Mapping[int, str]) -> None:
     """SIGKILL to what the run has started and not ended: Ray's processes leave the group.
 
-    They are known by their environment, which holds the run's id; this process and those above
-    it are spared. Where there is no /proc, nothing is done.
+    They are those of ``family`` (:func:`_descendants`), and those whose environment holds the
+    run's id; this process and those above it are spared. Where there is no /proc, nothing is done.
     """
+    for pid, born in family.items():
+        now = _parent_and_birth(pid)
+        if now is not None and now[1] == born:  # not another that has got its number
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
     spared, pid = set(), os.getpid()
     while pid > 1:
         spared.add(pid)
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
+        above = _parent_and_birth(pid)
+        if above is None:
             break
-    # Ray's renamed processes write over the head of what /proc shows: any trace of the id counts.
+        pid = above[0]
+    # Ray's renamed processes write over some or all of what /proc shows: any trace counts.
     mark, deadline = run.encode(), time.monotonic() + 10.0
     # Some are just starting others: look again until nobody is left.
     while _kill_all_with(mark, spared) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _descendants(root: int) -> dict[int, str]:
+    """The processes below ``root``, whatever their group: number → when each was born."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        found = _parent_and_birth(int(entry.name))
+        if found is not None:
+            parents[int(entry.name)] = found
+    below: dict[int, str] = {}
+    layer = {root}
+    while layer:
+        layer = {pid for pid, (parent, _) in parents.items() if parent in layer} - set(below)
+        below |= {pid: parents[pid][1] for pid in layer}
+    return below
+
+
+def _parent_and_birth(pid: int) -> tuple[int, str] | None:
+    """Of a process, from /proc; None where it has ended, or there is no /proc."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(told[1]), told[19]
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _kill_all_with(mark: bytes, spared: set[int]) -> bool:

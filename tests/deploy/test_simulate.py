@@ -14,7 +14,7 @@ import pytest
 
 import common.devices as devices
 from deploy.inprocess import run_in_process
-from deploy.simulate import resources
+from deploy.simulate import _descendants, _end_leftovers, resources
 from server_app.run_store import runs_directory
 from tests.server_app.test_federation import TINY
 
@@ -42,6 +42,30 @@ def test_hospitals_share_the_gpus_so_that_as_many_train_as_there_are_cores(
     monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     share = f" client-resources-num-gpus={expected}" if expected else ""
     assert resources("auto") == f"client-resources-num-cpus=1{share}"
+
+
+def test_who_is_below_a_process_is_known_also_in_another_group_and_under_another_name() -> None:
+    inner = "import time; time.sleep(60)"
+    outer = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
+        f"{inner!r}], env={{}}, start_new_session=True); print(p.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True) as top:
+        assert top.stdout is not None
+        below = int(top.stdout.readline())
+        family = _descendants(top.pid)
+        top.kill()
+    assert set(family) == {below}
+    _end_leftovers("no-such-run-anywhere", {below: "another birth"})
+    assert Path(f"/proc/{below}").exists()
+    _end_leftovers("no-such-run-anywhere", family)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{below}/environ").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{below}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{below}").exists()
 
 
 def left_behind() -> list[str]:
