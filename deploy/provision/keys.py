@@ -106,7 +106,7 @@ def read_node_line(line: str) -> EllipticCurvePublicKey:
     """
     try:
         key = load_ssh_public_key(line.encode("ascii"))
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last: a compressed point
         raise ValueError("the node's key is no OpenSSH public key") from None
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
         raise ValueError("the node's key is not ECDSA P-384, which Flower asks for")
