@@ -35,11 +35,11 @@ from benchmarks.tables import show_table
 from common.devices import CPU, CUDA, device_name, device_of
 from common.files import read_json, write_json
 from common.model import ModelSpec, build, get_weights
+from common.optimizers import make_optimizer
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping
 from common.privacy.engine import images_at_once, make_private
 from common.privacy.randomness import SecureRandom
-from common.recorded.optimizers import make_optimizer
 from common.recorded.plain import Batch, RecordedStep
 from common.recorded.private import RecordedPrivateSteps
 from common.training import StepRate, TrainSettings, _descend_private

@@ -51,7 +51,6 @@ CELLS: dict[str, dict[str, Any]] = {
     "strong": {"recipe": "strong", "secagg": True},
     "strong-plain": {"recipe": "strong", "secagg": False},
     "dpresnet-distributed": {"recipe": "dpresnet-distributed"},
-    "dpresnet-local": {"recipe": "dpresnet-local"},
     "prior-distributed": {"recipe": "prior-distributed"},
     "prior-local": {"recipe": "prior-local"},
     "public-distributed": {"recipe": "public-distributed"},

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from common.devices import CPU, device_of, use_threads
 from common.errors import ConsiliumError, PrivacyError
 from common.model import Weights, get_weights, set_weights
+from common.optimizers import make_optimizer
 from common.privacy.batches import PoissonBatches
 from common.privacy.clipping import CLIPPINGS, FLAT
 from common.privacy.engine import SecureDPOptimizer, images_at_once, make_private
@@ -26,7 +27,6 @@ from common.privacy.guard import ContiguityWatch, Criterion, check_criterion, ch
 from common.privacy.randomness import SecureRandom
 from common.privacy.views import SeededUniform, draw_views
 from common.recorded.choose import recorded_private, recorded_step
-from common.recorded.optimizers import make_optimizer
 from common.recorded.plain import Batch, PlainStep
 from common.recorded.private import RecordedPrivateSteps
 from common.schedule import learning_rate_factor
@@ -183,10 +183,9 @@ def train(
     they are in ``start``: the update is exactly zero there.
 
     ``reuse``: equal for models of one structure, such as a run's specification; which of its parts
-    are frozen may differ. On a GPU the steps
-    of the first of them are recorded then, and replayed for all (:mod:`common.recorded`); what is
-    trained is a copy of ``model``. With patients, views of images under privacy or another
-    criterion steps are taken one by one.
+    are frozen may differ. On a GPU the steps of the first of them are recorded then, and replayed
+    for all (:mod:`common.recorded`); what is trained is a copy of ``model``. With patients, views
+    of images under privacy or another criterion steps are taken one by one.
 
     Raises PrivacyError for what would break the guarantee (:mod:`common.privacy.guard`; bfloat16
     for a model with a layer that :mod:`common.privacy.bookkeeping` does not know), TrainingError

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.model import trainable_names
+from common.optimizers import make_optimizer
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping, unknown_layer
 from common.privacy.engine import filled_up_to, images_at_once, make_private
 from common.privacy.guard import Criterion
 from common.recorded.graph import Kept
-from common.recorded.optimizers import make_optimizer
 from common.recorded.plain import Batch, RecordedStep
 from common.recorded.private import RecordedPrivateSteps
 

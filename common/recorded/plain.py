@@ -61,7 +61,7 @@ class PlainStep:
 class RecordedStep(PlainStep):
     """The same for batches like ``example``, recorded; others are taken as they come.
 
-    ``optimizer`` is one of :func:`common.recorded.optimizers.make_optimizer` that can be recorded.
+    ``optimizer`` is one of :func:`common.optimizers.make_optimizer` that can be recorded.
     """
 
     def __init__(

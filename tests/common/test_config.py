@@ -45,6 +45,9 @@ def test_readme_holds_the_same_table() -> None:
     [
         ({"round": 5}, ["unknown", "round", "did you mean 'rounds'"]),
         ({"rounds": "5"}, ["rounds", "type int"]),
+        ({"local-steps": 5}, ["local-steps", "privacy=none"]),  # privacy is local at its default
+        ({"local-steps": 5, "privacy": "none", "local-epochs": 2}, ["local-steps", "local-epochs"]),
+        ({"device": "gpu"}, ["device", "cuda"]),
         ({"rounds": True}, ["rounds", "type int"]),
         ({"rounds": 2.0}, ["rounds", "type int"]),
         ({"rounds": 0}, ["rounds", "range"]),

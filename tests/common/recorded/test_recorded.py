@@ -19,13 +19,13 @@ import common.recorded.plain as plain
 import common.recorded.private as private
 from common.errors import PrivacyError
 from common.model import ModelSpec, Weights, build, freeze, get_weights
+from common.optimizers import make_optimizer
 from common.privacy.batches import PoissonBatches
 from common.privacy.bookkeeping.module import BookKeeping
 from common.privacy.engine import make_private
 from common.privacy.gaussian import GaussianSum
 from common.privacy.randomness import SecureRandom
 from common.recorded.graph import Kept
-from common.recorded.optimizers import make_optimizer
 from common.recorded.private import RecordedPrivateSteps
 from common.training import PrivateStep, StepRate, TrainSettings, _descend_recorded, train
 
