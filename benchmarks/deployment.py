@@ -166,7 +166,10 @@ def run_stock(root: Path, port: int, rounds: int) -> tuple[Path, float]:
 
 
 def run_ours(root: Path, port: int, rounds: int) -> tuple[Path, float]:
-    """One run on ours; its directory, and when it was asked for."""
+    """One run on ours; its directory, and when it was asked for.
+
+    RuntimeError, with the command's last lines, for a run that failed.
+    """
     coordinator = FederationFolder(root / "coordinator")
     cli, logs = [sys.executable, "-m", "deploy.cli"], root / "ours"
     own = {"CONSILIUM_HOME": str(root / "ours")}
@@ -181,8 +184,13 @@ def run_ours(root: Path, port: int, rounds: int) -> tuple[Path, float]:
         arguments = [*cli, "run", "--federation", str(coordinator.root)]
         for name, value in (SETTINGS | {"rounds": str(rounds)}).items():
             arguments += ["--set", f"{name}={value}"]
-        with (logs / "run.log").open("ab") as out:
-            subprocess.run(arguments, env=surroundings(own), stdout=out, stderr=out, check=True)
+        told = logs / "run.log"
+        with told.open("ab") as out:
+            done = subprocess.run(
+                arguments, env=surroundings(own), stdout=out, stderr=out, check=False
+            )
+        if done.returncode:
+            raise RuntimeError(f"the run failed: {told.read_text()[-600:]}")
     return newest(coordinator.root / "home" / "runs"), asked
 
 

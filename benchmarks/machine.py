@@ -7,8 +7,12 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def best_of(repeats: int, task: Callable[[], object]) -> float:
@@ -31,11 +35,11 @@ def bandwidth(values: int, repeats: int = 5) -> float:
     return 3 * total.nbytes / seconds / 1e9
 
 
-def flops(side: int = 1024, repeats: int = 5) -> float:
-    """GFLOP/s of a float32 matrix product with torch, in as many threads as it has now."""
+def flops(side: int = 1024, repeats: int = 5, dtype: torch.dtype | None = None) -> float:
+    """GFLOP/s of a matrix product (in float32 unless told) with torch, on its threads of now."""
     import torch
 
-    a, b = torch.rand(side, side), torch.rand(side, side)
+    a, b = (torch.rand(side, side).to(dtype or torch.float32) for _ in range(2))
     return 2 * side**3 / best_of(repeats, lambda: a @ b) / 1e9
 
 

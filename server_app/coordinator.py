@@ -106,6 +106,7 @@ class Coordinator:
 
     def conclude(self, reason: str | None, seconds: float) -> dict[str, Any]:
         """Write summary and report, of a failed run too; returns the summary."""
+        self._measure_what_was_not_due()
         summary = self._summary(reason, seconds)
         self.store.finish(summary)
         self.progress.summary(summary, self.store.directory)
@@ -116,6 +117,16 @@ class Coordinator:
             self.progress.say(f"the report could not be written: {type(error).__name__}: {error}")
         sys.stdout.flush()
         return summary
+
+    def _measure_what_was_not_due(self) -> None:
+        """Central test figures of the best round and the last, which every run shows."""
+        last, evaluate = self.store.last_round(), self.fedavg.evaluate
+        if last is None or evaluate is None:
+            return
+        found = {r["round"]: r["test"] for r in self.store.records}
+        for number in {self.store.best_round(), last}:
+            if found[number] is None:
+                self.store.set_test(number, evaluate(self.store.load_model(number)))
 
     def _summary(self, reason: str | None, seconds: float) -> dict[str, Any]:
         records = self.store.records

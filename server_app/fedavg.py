@@ -169,11 +169,12 @@ class FedAvg:
         self, number: int, outcome: Outcome, weights: Weights, problem: str | None, seconds: float
     ) -> dict[str, Any]:
         spent = simulated_spending(self.store.run) if self.config.privacy != "none" else {}
+        due = number % self.config.test_every == 0 or number == self.config.rounds
         return {
             "round": number,
             "status": "ok" if problem is None else "failed",
             "reason": problem,
-            "test": self.evaluate(weights) if self.evaluate is not None else None,
+            "test": self.evaluate(weights) if due and self.evaluate is not None else None,
             "train": outcome.training(),
             "validation": None,
             "epsilon": max((e["epsilon"] for e in spent.values()), default=None),

@@ -33,6 +33,7 @@ PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "c
 # What may differ between a run and the run that resumes it: when to stop and how long to wait.
 MAY_CHANGE_ON_RESUME = frozenset({
     "resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads", "device",
+    "test-every",
     # Of a run of vectors: no vector and no published base depends on them.
     "versions", "duration", "vector-timeout", "publish-every", "publish-quorum", "publish-margin",
     "merge-rule", "max-staleness", "simulated-delay", "judged-by",
@@ -138,6 +139,13 @@ class RunStore:
         for record in self.records:
             if record["round"] == round and validation is not None:
                 record["validation"] = dict(validation)
+        self._write_records()
+
+    def set_test(self, round: int, figures: Mapping[str, Any]) -> None:
+        """Fill in central test figures of ``round``'s model, where they were not due."""
+        for record in self.records:
+            if record["round"] == round:
+                record["test"] = dict(figures)
         self._write_records()
 
     def _write_records(self) -> None:

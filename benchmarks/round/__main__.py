@@ -2,7 +2,7 @@
 
     python -m benchmarks.round                                          # one process; minutes
     python -m benchmarks.round --prior prior.safetensors --cells prior --rounds 12
-    python -m benchmarks.round --places simulation,processes --cells none-0.25
+    python -m benchmarks.round --places simulation,processes --cells local-0.25
 
 Results are kept row by row in ``benchmarks/results/round.json``; a row is measured anew each time
 that it is asked for.

@@ -97,6 +97,8 @@ def processes(
         try:
             deployment.SETTINGS.update(settings)
             deployment.run_ours(root, port, int(values["rounds"]))
+        except RuntimeError as error:
+            raise NotRun(str(error)) from error
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -105,6 +105,9 @@ KEYS: tuple[Key, ...] = (
     Key(name="test-views", default="single", choices=("single", "dihedral"),
         meaning="dihedral: central test figures of each image's mean prediction over its eight "
         "flips and quarter turns"),
+    Key(name="test-every", default=1, low=1, high=100_000,
+        meaning="rounds between two measurements with the coordinator's test set; the best round "
+        "and the last are measured in any case"),
     Key(name="privacy", default="local", choices=("none", "local", "distributed"),
         meaning="none; local: each hospital's own noise suffices; distributed: each adds a share, "
         "and the noise of the sum suffices (server-step rounds under secure aggregation; less "

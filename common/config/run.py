@@ -53,6 +53,7 @@ class RunConfig:
     frozen: str
     ema: float
     test_views: str
+    test_every: int
     privacy: str
     server_step: bool
     sampling_rate: float
