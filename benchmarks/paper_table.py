@@ -1,9 +1,10 @@
 """The paper's table, honestly: hospitals × privacy × secure aggregation, and our recipes beside it.
 
     python -m benchmarks.paper_table --data bloodmnist.npz --cells none,secagg,local --width 0.25
-    python -m benchmarks.paper_table --data bloodmnist.npz --cells strong,strong-plain
     python -m benchmarks.paper_table --data bloodmnist.npz --prior prior.safetensors \
         --cells prior-distributed,prior-local --partitions size-skew,dirichlet --seeds 0,1,2
+    python -m benchmarks.paper_table --data bloodmnist.npz --prior prior.safetensors \
+        --cells prior-distributed-trusting,strong,strong-plain
     python -m benchmarks.paper_table --markdown
 
 ``--prior`` is a file of ``consilium prior``; ``--public`` one of ``consilium pretrain --data FILE
@@ -52,12 +53,18 @@ CELLS: dict[str, dict[str, Any]] = {
     "strong-plain": {"recipe": "strong", "secagg": False},
     "dpresnet-distributed": {"recipe": "dpresnet-distributed"},
     "prior-distributed": {"recipe": "prior-distributed"},
+    "prior-distributed-trusting": {
+        "recipe": "prior-distributed",
+        "tolerated-colluders": 0,
+        "validation-fraction": 0.05,
+    },
     "prior-local": {"recipe": "prior-local"},
     "public-distributed": {"recipe": "public-distributed"},
     "public-local": {"recipe": "public-local"},
 }
 BASES = {
-    "prior-distributed": "prior", "prior-local": "prior",
+    "prior-distributed": "prior", "prior-distributed-trusting": "prior", "prior-local": "prior",
+    "strong": "prior", "strong-plain": "prior",
     "public-distributed": "public", "public-local": "public",
 }  # fmt: skip
 """Of which argument a cell's base is."""
@@ -84,7 +91,7 @@ def values_of(arguments: argparse.Namespace, cell: str, hospitals: int, **more: 
         values["precision"] = arguments.precision
     if arguments.rounds:
         values["rounds"] = arguments.rounds
-    if cell.endswith("-distributed"):
+    if "-distributed" in cell:
         values["min-cohort"] = hospitals  # nobody may be absent: the least noise
     values |= parse_assignments(arguments.set)
     return written_out(values, {name: key.default for name, key in BY_NAME.items()})

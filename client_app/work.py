@@ -24,7 +24,7 @@ from common.errors import ConfigError
 from common.evaluation import EvalResult, evaluate
 from common.messages import Comparison, Envelope, Job, Report
 from common.model import ModelSpec, Weights, build, build_for, state_names, weights_digest
-from common.prior.model import head_alone
+from common.prior.model import head_alone, update_of_head
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.privacy.randomness import SecureRandom
@@ -101,6 +101,7 @@ class Work:
     def train(self, run: PrivateRun | None) -> TrainResult:
         """Train the model on the hospital's training images: as ``run`` says, or without privacy.
 
+        Of a classifier on a prior the head is trained, on features that are computed once.
         In a simulation with ``simulated-delay`` it begins later, the more so the higher its number.
         """
         c, job, part = self.hospital.config, self.job, self.data.train
@@ -124,16 +125,22 @@ class Work:
         # Another order of batches for each hospital and round, the same for the same seed.
         number = job.round + self.draw
         parts = np.random.SeedSequence([c.seed, number, self.hospital.partition_id])
-        return train(
-            build_for(c, self.spec),
-            job.weights,
-            part.images,
+        network, weights, inputs = head_alone(
+            build_for(c, self.spec), job.weights, part.images, kept_features(self.hospital)
+        )
+        result = train(
+            network,
+            weights,
+            inputs,
             part.labels,
             settings,
             seed=int(parts.generate_state(1)[0]),
             units=None if run is None else part.shared_units(run.plan.promise.unit),
             reuse=(self.spec, c.frozen),
         )
+        if weights is job.weights:
+            return result
+        return replace(result, update=update_of_head(job.weights, result.update))
 
     def moved(self, update: Weights) -> Work:
         """The same work on the model after ``update``."""

@@ -95,9 +95,10 @@ def _prior(c: RunConfig) -> None:
             "model 'prior-head' is a head on a prior, and 'base' names none",
             "make one with `consilium prior`, and set base to its file",
         )
-    if c.model == "prior-head" and not c.server_step:
+    plain_rounds = c.privacy == "none" and c.mode == "fedavg"
+    if c.model == "prior-head" and not (c.server_step or plain_rounds):
         raise ConfigError(
-            "model 'prior-head' trains in rounds of server steps",
+            "under privacy model 'prior-head' trains in rounds of server steps",
             "set server-step=true, or privacy=distributed",
         )
 

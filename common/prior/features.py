@@ -1,8 +1,9 @@
 """The public prior: pictures in, a short vector of norm 1 out, nothing left to train.
 
 Ring-pooled activations of small networks, averaged over the eight turned and mirrored views,
-beside handcrafted statistics; standardised, then whitened by principal components. Networks,
-standardisation and components all come from drawn pictures (:mod:`common.prior.drawing`).
+beside handcrafted statistics, of the picture at several magnifications; standardised, then whitened
+by principal components. Networks, standardisation and components all come from drawn pictures
+(:mod:`common.prior.drawing`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.errors import ModelError
 from common.prior.handcrafted import statistics
@@ -25,12 +28,14 @@ _FAR = 5.0  # standard deviations; further is a fault of the picture, not news
 class PriorSpec:
     """What a prior is built from; equal specs have equal names and shapes of tensors.
 
-    ``widths`` of its networks, ``dimension`` of the vectors, ``size`` of the pictures in pixels.
+    ``widths`` of its networks, ``dimension`` of the vectors, ``size`` of the pictures in pixels;
+    ``zooms``: the magnifications at which a picture is looked at, each about its middle.
     """
 
     widths: tuple[int, ...] = (16, 24)
     dimension: int = 300
     size: int = 28
+    zooms: tuple[float, ...] = (1.0, 1.18, 1.4)
 
     def __post_init__(self) -> None:
         if self.dimension < 1 or self.size < 12 or self.size % 2 or any(w % 8 for w in self.widths):
@@ -38,6 +43,25 @@ class PriorSpec:
                 f"No prior can be built from {self}.",
                 "Use an even size of 12 or more, a positive dimension, and widths that 8 divides.",
             )
+        if not self.zooms or not all(0.5 <= zoom <= 2 for zoom in self.zooms):
+            raise ModelError(
+                f"No prior can look at pictures at zooms {self.zooms}.",
+                "Use one zoom or more, each from 0.5 to 2.",
+            )
+
+
+def magnified(pictures: Tensor, zoom: float) -> Tensor:
+    """(n, c, s, s) in [-1, 1], magnified about the middle by ``zoom``; bicubic, still in [-1, 1].
+
+    Below 1, what lies outside is the picture's reflection.
+    """
+    if zoom == 1:
+        return pictures
+    onto = torch.eye(2, 3, device=pictures.device).div(zoom).expand(len(pictures), 2, 3)
+    grid = functional.affine_grid(onto, list(pictures.shape), align_corners=False)
+    return functional.grid_sample(
+        pictures, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    ).clamp(-1, 1)
 
 
 _raw_counts: dict[PriorSpec, int] = {}
@@ -86,13 +110,15 @@ class PriorFeatures(nn.Module):
                 f"The prior reads pictures of shape {shape}, not {tuple(pictures.shape[1:])}.",
                 "Resize the pictures, or make a prior for that size.",
             )
-        pictures = pictures.float()
-        # One view at a time and contiguous: the same arithmetic whatever the batch size.
-        views = dihedral_views(pictures)
-        parts = [
-            torch.stack([network(view) for view in views]).mean(0) for network in self.networks
-        ]
-        return torch.cat((*parts, statistics(pictures)), 1)
+        parts = []
+        for zoom in self.spec.zooms:
+            seen = magnified(pictures.float(), zoom)
+            # One view at a time and contiguous: the same arithmetic whatever the batch size.
+            views = dihedral_views(seen)
+            for network in self.networks:
+                parts.append(torch.stack([network(view) for view in views]).mean(0))
+            parts.append(statistics(seen))
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
@@ -122,11 +148,13 @@ class PriorFeatures(nn.Module):
         standard = self.standard(raw)
         self.middle.copy_(standard.mean(0))
         centred = (standard - self.middle).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(raw))
+        moment = (centred.T @ centred / len(raw)).numpy()
         d = self.spec.dimension
-        values, vectors = values.flip(0)[:d], vectors.flip(1)[:, :d]
+        # All eigenvectors would take several times as long.
+        largest = eigh(moment, subset_by_index=[len(moment) - d, len(moment) - 1])
+        values, vectors = (torch.from_numpy(part).flip(-1) for part in largest)
         # An eigenvector's sign is the library's whim: make its largest entry positive.
-        largest = vectors.abs().argmax(0)
-        vectors = vectors * torch.sign(vectors[largest, torch.arange(d)])
+        signed = vectors.abs().argmax(0)
+        vectors = vectors * torch.sign(vectors[signed, torch.arange(d)])
         scale = (values.clamp(min=0) + ridge * values.mean()) ** -0.5
         self.projection.copy_((vectors * scale).float())

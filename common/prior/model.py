@@ -150,6 +150,14 @@ def head_alone(
     return model.head, {"weight": weights["head.weight"]}, _inputs(model, pictures, folder)
 
 
+def update_of_head(
+    weights: Mapping[str, np.ndarray], update: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The update of a whole classifier of these ``weights``, from its head's own: 0 elsewhere."""
+    whole = {name: np.zeros_like(array) for name, array in weights.items()}
+    return {**whole, "head.weight": update["weight"]}
+
+
 def _inputs(model: PriorHead, pictures: Tensor, folder: Path | None) -> Tensor:
     """What the head sees: mapped once, since mean and whitening stay after the first rounds."""
     key, of = _digest(model, pictures), _hash([("mean", model.mean), ("matrix", model.matrix)])

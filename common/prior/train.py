@@ -19,7 +19,7 @@ from common.prior.drawing import draw_cells
 from common.prior.features import PriorFeatures, PriorSpec
 from common.prior.pretext import to_unit, train_network
 
-_FORMAT = "consilium-prior-1"
+_FORMAT = "consilium-prior-2"
 _BLOCK = 256
 
 
@@ -116,7 +116,7 @@ def load_prior(path: Path, *, digest: str = "") -> PriorFeatures:
         raise ModelError(f"'{path}' is no prior of format {_FORMAT}.", _REMAKE)
     try:
         told = json.loads(metadata["spec"])
-        told["widths"] = tuple(told["widths"])
+        told |= {name: tuple(told[name]) for name in ("widths", "zooms")}
         prior = PriorFeatures(PriorSpec(**told))
         prior.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
