@@ -72,6 +72,17 @@ def test_readme_holds_the_same_table() -> None:
         ({"simulated-delay": 1.0, "dataset": "hospitals", "classes": "a,b"}, ["simulated"]),
         ({"privacy": "distributed", "tolerated-colluders": 4}, ["min-cohort"]),
         ({"model": "prior-head", "privacy": "distributed"}, ["base", "consilium prior"]),
+        ({"model": "prior-head", "base": "p.safetensors"}, ["under privacy", "server-step=true"]),
+        (
+            {
+                "model": "prior-head",
+                "base": "p.safetensors",
+                "privacy": "none",
+                "mode": "vectors",
+                "secagg": False,
+            },
+            ["under privacy", "server-step=true"],
+        ),
         ({"whitening": True}, ["whitening", "prior-head"]),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.errors import ModelError
 from common.prior.drawing import draw_cells
-from common.prior.features import PriorFeatures, PriorSpec
+from common.prior.features import PriorFeatures, PriorSpec, magnified
 from common.prior.handcrafted import statistics
 from common.prior.pretext import to_unit, train_network
 from common.prior.rings import dihedral_views, ring_weights
@@ -99,6 +99,36 @@ def test_pictures_of_another_shape_and_impossible_specs_are_refused(prior: Prior
         PriorSpec(size=21)
     with pytest.raises(ModelError):
         PriorFeatures(PriorSpec(widths=(), dimension=100_000))
+    for zooms in ((), (1.0, 0.0), (3.0,), (float("nan"),)):
+        with pytest.raises(ModelError, match="zooms"):
+            PriorSpec(zooms=zooms)
+
+
+def test_a_magnified_picture_shows_its_middle_and_commutes_with_turning(pictures: Tensor) -> None:
+    assert magnified(pictures, 1.0) is pictures
+    axis = torch.linspace(-1, 1, 20)
+    ramp = axis.expand(1, 3, 20, 20)  # grows to the right
+    seen = magnified(ramp, 1.25)
+    torch.testing.assert_close(seen[0, 0, 10, 3:-3], axis[3:-3] / 1.25, atol=1e-2, rtol=0)
+    assert seen.abs().max() < 0.9, "the edge is out of sight"
+    for turned, of in zip(
+        dihedral_views(magnified(pictures, 1.4)), dihedral_views(pictures), strict=True
+    ):
+        torch.testing.assert_close(magnified(of, 1.4), turned, atol=1e-4, rtol=0)
+    for zoom in (0.5, 2.0):
+        assert magnified(pictures, zoom).abs().max() <= 1
+
+
+def test_each_zoom_adds_features_of_its_own(pictures: Tensor) -> None:
+    near, far, both = (
+        PriorFeatures(PriorSpec(widths=(8,), dimension=24, size=20, zooms=zooms))
+        for zooms in ((1.0,), (1.4,), (1.0, 1.4))
+    )
+    far.networks.load_state_dict(near.networks.state_dict())
+    both.networks.load_state_dict(near.networks.state_dict())
+    seen = torch.cat([near.raw(pictures), far.raw(pictures)], 1)
+    torch.testing.assert_close(both.raw(pictures), seen)
+    assert not torch.allclose(near.raw(pictures), far.raw(pictures), atol=0.1)
 
 
 def test_training_a_network_lowers_its_loss() -> None:
