@@ -24,11 +24,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save
 
 from benchmarks.tables import show_table, spread
 from common.config import RunConfig
@@ -36,7 +37,7 @@ from common.config.keys import BY_NAME
 from common.config.recipes import written_out
 from common.devices import device_name, device_of
 from common.errors import ConsiliumError
-from common.files import read_json, write_json
+from common.files import atomic_write, read_json, write_json
 from deploy.cli import parse_assignments
 
 RESULTS = Path(__file__).parent / "results" / "paper_table.json"
@@ -45,6 +46,8 @@ REPORTED = {
     ("none", 20): 97.77, ("secagg", 20): 97.01, ("local", 20): 96.89,
 }  # fmt: skip
 """Test accuracy that the paper gives (arXiv 2412.00687), in %, by cell and hospitals."""
+LARGEST = 5_000_000
+"""Bytes of a model that is kept."""
 CELLS: dict[str, dict[str, Any]] = {
     "none": {"recipe": "paper", "privacy": "none", "secagg": False},
     "secagg": {"recipe": "paper", "privacy": "none", "secagg": True},
@@ -150,9 +153,25 @@ def keep(home: Path, row: Row, folder: Path) -> None:
     """Keep the model of a recipe's first seed, ten hospitals and size skew, if it is small."""
     (model,) = home.glob("runs/*/best.safetensors")
     told = (row["seed"], row["hospitals"], row["partition"], row["changed"])
-    usual = told == (0, 10, "size-skew", "") and row["epsilon_asked"] in (None, 6.0)
-    if usual and model.stat().st_size < 5_000_000:
-        shutil.copyfile(model, folder / f"{row['cell']}.safetensors")
+    if told != (0, 10, "size-skew", "") or row["epsilon_asked"] not in (None, 6.0):
+        return
+    data = packed(load_file(model))
+    if len(data) < LARGEST:
+        atomic_write(folder / f"{row['cell']}.safetensors", data)
+
+
+def packed(weights: Mapping[str, np.ndarray]) -> bytes:
+    """A model's file; matrices in half precision where it would be too large otherwise."""
+    data: bytes = save(dict(weights))
+    if len(data) < LARGEST:
+        return data
+    halves = {
+        name: array.astype(np.float16) if array.ndim > 1 and array.dtype == np.float32 else array
+        for name, array in weights.items()
+    }
+    if not all(np.isfinite(array).all() for array in halves.values()):
+        return data
+    return bytes(save(halves))
 
 
 def main() -> None:

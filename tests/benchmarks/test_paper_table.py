@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from benchmarks import paper_table
 from benchmarks.tables import in_markdown
@@ -46,6 +48,17 @@ def test_a_cell_is_a_whole_run_and_one_that_is_kept_is_not_run_again(
     assert abs(new["test_accuracy"] - row["test_accuracy"]) < 0.05
     shown = capsys.readouterr().out
     assert shown.count("'cell'") == 1
+
+
+def test_a_large_model_is_kept_in_half_precision_and_a_small_one_as_it_is() -> None:
+    small = {"w": np.ones((10, 10), np.float32), "b": np.full(10, 1e-7, np.float32)}
+    assert load(paper_table.packed(small))["w"].dtype == np.float32
+    large = small | {"m": np.linspace(0, 1, 1_500_000, dtype=np.float32).reshape(1500, 1000)}
+    kept = load(paper_table.packed(large))
+    assert (kept["m"].dtype, kept["b"].dtype) == (np.float16, np.float32)
+    np.testing.assert_allclose(kept["m"], large["m"], atol=5e-4)
+    too_wide = large | {"m": np.full((1500, 1000), 1e6, np.float32)}
+    assert load(paper_table.packed(too_wide))["m"].max() == 1e6, "which half precision has not"
 
 
 def test_a_width_that_is_the_keys_default_is_not_the_recipes() -> None:
