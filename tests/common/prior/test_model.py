@@ -35,6 +35,7 @@ def pictures() -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior_model, "_kept", type(prior_model._kept)())
+    monkeypatch.setattr(prior_model, "_rows", type(prior_model._rows)())
 
 
 def test_only_the_head_is_trained() -> None:
@@ -73,6 +74,36 @@ def test_kept_features_are_the_owners_only_and_a_damaged_file_is_made_anew(
     torch.testing.assert_close(features_of(model, pictures, tmp_path / "features"), found)
     assert len(path.read_bytes()) > 100
     assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def test_a_picture_in_another_set_is_not_computed_again_but_under_another_prior_it_is(
+    pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = build(SPEC, seed=1), build(SPEC, seed=2)
+    assert isinstance(model, PriorHead) and isinstance(other, PriorHead)
+    seen: list[int] = []
+    forward = PriorFeatures.forward
+
+    def counted(self: PriorFeatures, some: torch.Tensor) -> torch.Tensor:
+        seen.append(len(some))
+        return forward(self, some)
+
+    monkeypatch.setattr(PriorFeatures, "forward", counted)
+    first = features_of(model, pictures[:10])
+    again = features_of(model, pictures[[12, 3, 9, 11]])
+    assert seen == [10, 2]
+    assert torch.equal(again[[1, 2]], first[[3, 9]])
+    torch.testing.assert_close(again, model.features(pictures[[12, 3, 9, 11]]))
+    seen.clear()
+    features_of(other, pictures[:10])
+    assert seen == [10]
+    assert len(features_of(model, pictures[:0])) == 0
+    monkeypatch.setattr(prior_model._Rows, "MOST", 12)  # no more are kept, all are right
+    monkeypatch.setattr(prior_model, "_rows", prior_model._Rows())
+    many = features_of(model, pictures[:15])
+    seen.clear()
+    torch.testing.assert_close(features_of(model, pictures[5:15].clone()), many[5:])
+    assert seen == [10]
 
 
 def test_exact_statistics_whiten_features(pictures: torch.Tensor) -> None:
