@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from common.prior.features import PriorFeatures
 from deploy.inprocess import run_in_process
+from server_app.run_store import runs_directory
 from tests.server_app.running import the_run
 
 RUN: dict[str, Any] = {
@@ -41,3 +43,19 @@ def test_only_the_head_moves_and_it_learns(secagg: bool, monkeypatch: pytest.Mon
     assert before["macro_auc"] < 0.6 and after["macro_auc"] > 0.8
     # Training, validation and test of five models: features were computed once for each picture.
     assert sum(seen) <= RUN["synthetic-size"]
+
+
+def test_secure_aggregation_costs_the_strong_recipe_its_rounding_and_no_more() -> None:
+    """Its rate moves weights by far more than the default range lets through."""
+    heads: list[np.ndarray] = []
+    own = {"rounds", "optimizer", "learning-rate", "batch-size", "privacy", "model"}
+    values = {k: v for k, v in RUN.items() if k not in own} | {"recipe": "strong", "rounds": 3}
+    before: set[Path] = set()
+    for secagg in (True, False):
+        run_in_process({**values, "secagg": secagg}, num_hospitals=4)
+        (run,) = set(runs_directory().iterdir()) - before
+        before.add(run)
+        heads.append(load_file(run / "round-0003.safetensors")["head.weight"])
+    secured, plain = heads
+    assert np.abs(plain).max() > 1, "or this test says nothing"
+    np.testing.assert_allclose(secured, plain, atol=1e-4)
