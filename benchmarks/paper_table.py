@@ -35,6 +35,7 @@ from benchmarks.tables import show_table, spread
 from common.config import RunConfig
 from common.config.keys import BY_NAME
 from common.config.recipes import written_out
+from common.datasets.base import file_digest
 from common.devices import device_name, device_of
 from common.errors import ConsiliumError
 from common.files import atomic_write, read_json, write_json
@@ -72,7 +73,8 @@ BASES = {
 }  # fmt: skip
 """Of which argument a cell's base is."""
 KEY = (
-    "cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked", "changed"
+    "cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked",
+    "changed", "base",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -105,11 +107,12 @@ def key_of(values: Row, cell: str, hospitals: int, changed: Sequence[str]) -> Ro
     config = RunConfig.parse(values)
     found = (cell, hospitals, config.partition, config.seed, config.model, config.model_width,
              config.rounds, config.epsilon if config.privacy != "none" else None,
-             " ".join(sorted(changed)))  # fmt: skip
+             " ".join(sorted(changed)),
+             file_digest(Path(config.base))[:16] if config.base else None)  # fmt: skip
     return dict(zip(KEY, found, strict=True))
 
 
-def run_cell(values: Row, key: Row, folder: Path) -> Row:
+def run_cell(values: Row, key: Row, folder: Path | None) -> Row:
     """One run, in a home of its own; its row. A model that is kept goes into ``folder``."""
     from deploy.inprocess import run_in_process
 
@@ -138,7 +141,8 @@ def run_cell(values: Row, key: Row, folder: Path) -> Row:
             "test_macro_auc": summary["test_macro_auc"], "source": summary["source"],
             "source_sha256": summary["source_sha256"],
         }  # fmt: skip
-        keep(home, row, folder)
+        if folder is not None:
+            keep(home, row, folder)
     except ConsiliumError as error:
         row["error"] = error.what
     finally:
@@ -215,12 +219,14 @@ def run_missing(arguments: argparse.Namespace, rows: list[Row]) -> list[Row]:
         for partition in listed(arguments.partitions) for cell in listed(arguments.cells)
         for setting in settings
     ]  # fmt: skip
+    as_it_is = (arguments.models, arguments.width, arguments.precision, arguments.rounds)
+    folder = None if any(as_it_is) else arguments.out.parent
     for cell, hospitals, more in asked:
         values = values_of(arguments, cell, hospitals, **more)
         key = key_of(values, cell, hospitals, arguments.set)
         if any(all(r[k] == v for k, v in key.items()) and "error" not in r for r in rows):
             continue
-        row = run_cell(values, key, arguments.out.parent)
+        row = run_cell(values, key, folder)
         rows = [r for r in rows if any(r[k] != v for k, v in key.items())] + [row]
         write_json(arguments.out, rows)
         print(key, row.get("test_accuracy"), row.get("error", ""), row["wall_s"], flush=True)
@@ -234,10 +240,10 @@ def table_of(rows: Sequence[Row]) -> list[list[str]]:
     lines = [head]
     setting = [k for k in KEY if k != "seed"]
     keys = {tuple(r[k] for k in setting) for r in rows}
-    for key in sorted(keys, key=lambda k: (list(CELLS).index(k[0]), k[1:6], k[6] or 0, k[7])):
+    for key in sorted(keys, key=lambda k: (list(CELLS).index(k[0]), k[1:6], k[6] or 0, k[7:])):
         same = [r for r in rows if tuple(r[k] for k in setting) == key]
         good = [r for r in same if "error" not in r]
-        cell, hospitals, partition, model, width, rounds, epsilon, changed = key
+        cell, hospitals, partition, model, width, rounds, epsilon, changed, _ = key
         named = f"{cell} ({changed})" if changed else cell
         network = model if model == "prior-head" else f"{model} × {width:g}"
         told = REPORTED.get((cell, hospitals))

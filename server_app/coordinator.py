@@ -106,7 +106,11 @@ class Coordinator:
 
     def conclude(self, reason: str | None, seconds: float) -> dict[str, Any]:
         """Write summary and report, of a failed run too; returns the summary."""
-        self._measure_what_was_not_due()
+        try:
+            self._measure_what_was_not_due()
+        except Exception as error:
+            # Of a run that failed, the model may be what cannot be measured.
+            self.progress.say(f"a model could not be measured: {type(error).__name__}: {error}")
         summary = self._summary(reason, seconds)
         self.store.finish(summary)
         self.progress.summary(summary, self.store.directory)

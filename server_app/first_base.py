@@ -38,7 +38,9 @@ def first_base(config: RunConfig, spec: ModelSpec) -> Base:
         made = Base.load(path)
     except VectorError:
         try:
-            made = _base(spec, dict(load_file(path)), pretrained=True)
+            kept = load_file(path)  # a published model's matrices may be in half precision
+            weights = {n: a.astype(fresh[n].dtype) if n in fresh else a for n, a in kept.items()}
+            made = _base(spec, weights, pretrained=True)
         except (OSError, SafetensorError, VectorError) as error:
             raise ModelError(f"{path} is no model: {error}", "give a .safetensors file") from None
     check_weights({k: tuple(v.shape) for k, v in fresh.items()}, made.weights)

@@ -95,8 +95,12 @@ def _prior(c: RunConfig) -> None:
             "model 'prior-head' is a head on a prior, and 'base' names none",
             "make one with `consilium prior`, and set base to its file",
         )
-    plain_rounds = c.privacy == "none" and c.mode == "fedavg"
-    if c.model == "prior-head" and not (c.server_step or plain_rounds):
+    if c.model == "prior-head" and c.mode != "fedavg":
+        raise ConfigError(
+            f"model 'prior-head' trains in synchronous rounds, and mode is '{c.mode}'",
+            "set mode=fedavg, or another model",
+        )
+    if c.model == "prior-head" and c.privacy != "none" and not c.server_step:
         raise ConfigError(
             "under privacy model 'prior-head' trains in rounds of server steps",
             "set server-step=true, or privacy=distributed",

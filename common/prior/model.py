@@ -67,9 +67,9 @@ class PriorHead(nn.Module):
 def on_prior(weights: Mapping[str, np.ndarray], prior: PriorFeatures) -> dict[str, np.ndarray]:
     """A fresh classifier's ``weights`` on the features of ``prior``; ModelError if unlike."""
     tensors = {f"features.{name}": t.numpy() for name, t in prior.state_dict().items()}
-    if any(weights.get(n) is None or weights[n].shape != t.shape for n, t in tensors.items()):
+    if prior.spec != PriorSpec() or not tensors.keys() <= weights.keys():
         raise ModelError(
-            f"the prior ({prior.spec}) is not of this version's shape ({PriorSpec()})",
+            f"the prior ({prior.spec}) is not of this version's kind ({PriorSpec()})",
             "make one with `consilium prior`",
         )
     return {**weights, **tensors}
@@ -115,7 +115,7 @@ class _Rows:
 
     def of(self, model: PriorHead, pictures: Tensor) -> Tensor:
         """(N, d): the prior's features of ``pictures``, zeros where they are not finite."""
-        prior = _prior_hash(model.features.state_dict())
+        prior = _prior_hash(model.features)
         if prior != self._prior:
             self._prior, self._kept = prior, {}
         names = [hashlib.sha256(p.contiguous().numpy().data).digest() for p in pictures]
@@ -224,18 +224,19 @@ def _keep(path: Path, features: Tensor) -> None:
 
 
 def _digest(model: PriorHead, pictures: Tensor) -> str:
-    h = hashlib.sha256(_prior_hash(model.features.state_dict()))
+    h = hashlib.sha256(_prior_hash(model.features))
     h.update(_pictures_hash(pictures))
     return h.hexdigest()
 
 
-def _prior_hash(state: Mapping[str, Tensor]) -> bytes:
+def _prior_hash(features: PriorFeatures) -> bytes:
+    """Of its tensors, and of how it looks at a picture, which is in none of them."""
     global _last_prior
-    last, found = _last_prior
+    (last, found), state = _last_prior, features.state_dict()
     if list(last) != list(state) or not all(torch.equal(last[n], t) for n, t in state.items()):
         found = _hash(state.items())
         _last_prior = {name: tensor.clone() for name, tensor in state.items()}, found
-    return found
+    return found + repr(features.spec).encode()
 
 
 def _pictures_hash(pictures: Tensor) -> bytes:

@@ -48,7 +48,7 @@ def pretrain(
     ConfigError where there are no public images.
     """
     head = values.get("model") == "prior-head"
-    # A head alone trains in no other rounds; none are run here, and nothing here is private.
+    # A recipe for a head may ask for whitening, which is of private rounds; none are run here.
     how = {"privacy": "local", "server-step": True} if head else {"privacy": "none"}
     config = RunConfig.parse({**values, **how, "mode": "fedavg"})
     dataset = _public(config)

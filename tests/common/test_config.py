@@ -81,7 +81,7 @@ def test_readme_holds_the_same_table() -> None:
                 "mode": "vectors",
                 "secagg": False,
             },
-            ["under privacy", "server-step=true"],
+            ["synchronous rounds", "mode=fedavg"],
         ),
         ({"whitening": True}, ["whitening", "prior-head"]),
     ],

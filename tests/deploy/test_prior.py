@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from common.config import RunConfig
 from common.errors import ModelError
-from common.model import ModelSpec
+from common.model import ModelSpec, build, get_weights
 from deploy.cli import cli
 from server_app.first_base import first_base
 
@@ -55,3 +56,13 @@ def test_a_head_fitted_to_public_pictures_is_a_base_that_knows_something(tmp_pat
     assert not np.array_equal(base.weights["matrix"], np.eye(spec_dimension(base.weights)))
     share = float(told.output.split("%")[0].split(",")[-1])
     assert share > 30  # of eight classes, one in eight is a guess
+
+
+def test_a_published_model_in_half_precision_is_a_base_in_full(tmp_path: Path) -> None:
+    config = RunConfig.parse({"base": str(tmp_path / "m.safetensors"), "model-width": 0.03125})
+    spec = ModelSpec.of(config, num_classes=4, channels=3)
+    halves = {n: a.astype(np.float16) for n, a in get_weights(build(spec, seed=3)).items()}
+    save_file(halves, tmp_path / "m.safetensors")
+    base = first_base(config, spec)
+    assert {a.dtype for a in base.weights.values()} == {np.dtype(np.float32)}
+    assert all(np.array_equal(base.weights[n], a.astype(np.float32)) for n, a in halves.items())

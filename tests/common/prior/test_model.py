@@ -127,6 +127,9 @@ def test_exact_statistics_whiten_features(pictures: torch.Tensor) -> None:
 
 def test_a_prior_of_another_shape_is_refused() -> None:
     other = PriorFeatures(PriorSpec(widths=(8,), dimension=16))
+    zoomed = PriorFeatures(PriorSpec(zooms=(1.0, 1.2, 1.5)))  # of the same shapes
+    with pytest.raises(ModelError, match="kind"):
+        on_prior(get_weights(build(SPEC)), zoomed)
     with pytest.raises(ModelError, match="prior"):
         on_prior(get_weights(build(SPEC)), other)
 
