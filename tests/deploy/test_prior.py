@@ -16,13 +16,21 @@ from deploy.cli import cli
 from server_app.first_base import first_base
 
 
-def test_a_prior_that_the_command_made_is_the_base_of_a_run(tmp_path: Path) -> None:
-    out = tmp_path / "prior.safetensors"
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `consilium prior` made, of few pictures."""
+    out = tmp_path_factory.mktemp("prior") / "prior.safetensors"
     told = CliRunner().invoke(
         cli, ["prior", "--out", str(out), "--pictures", "256", "--steps", "2"]
     )
     assert told.exit_code == 0, told.output
     assert "use it: recipe=prior-local" in told.output
+    return out
+
+
+def test_a_prior_that_the_command_made_is_the_base_of_a_run(prior: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy.safetensors"
+    out.write_bytes(prior.read_bytes())
     config = RunConfig.parse({"recipe": "prior-local", "base": str(out)})
     spec = ModelSpec.of(config, num_classes=5, channels=3)
     base = first_base(config, spec)
@@ -38,10 +46,10 @@ def spec_dimension(weights: dict[str, np.ndarray]) -> int:
     return len(weights["mean"])
 
 
-def test_a_head_fitted_to_public_pictures_is_a_base_that_knows_something(tmp_path: Path) -> None:
-    prior, out = tmp_path / "prior.safetensors", tmp_path / "public.safetensors"
-    small = ["--pictures", "256", "--steps", "2"]
-    assert CliRunner().invoke(cli, ["prior", "--out", str(prior), *small]).exit_code == 0
+def test_a_head_fitted_to_public_pictures_is_a_base_that_knows_something(
+    prior: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "public.safetensors"
     values = {"model": "prior-head", "dataset": "synthetic", "synthetic-size": "800"}
     told = CliRunner().invoke(
         cli,

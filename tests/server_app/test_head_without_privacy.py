@@ -17,7 +17,7 @@ from server_app.run_store import runs_directory
 from tests.server_app.running import the_run
 
 RUN: dict[str, Any] = {
-    "dataset": "synthetic", "synthetic-size": 400, "rounds": 4, "model": "prior-head",
+    "dataset": "synthetic", "synthetic-size": 260, "rounds": 4, "model": "prior-head",
     "allow-random-base": True, "privacy": "none", "partition-min-size": 5, "optimizer": "adam",
     "learning-rate": 0.3, "batch-size": 16, "num-shares": 4, "min-cohort": 4,
     "reconstruction-threshold": 3, "test-every": 4,

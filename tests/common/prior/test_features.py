@@ -41,9 +41,11 @@ def test_features_have_norm_one_and_ask_for_no_gradient(
 def test_a_turned_or_mirrored_picture_has_the_same_features(
     prior: PriorFeatures, pictures: Tensor
 ) -> None:
-    for view in dihedral_views(pictures):
-        torch.testing.assert_close(prior(view), prior(pictures), atol=1e-3, rtol=0)
-        torch.testing.assert_close(statistics(view), statistics(pictures), atol=1e-3, rtol=1e-3)
+    some = pictures[:5]
+    features, figures = prior(some), statistics(some)
+    for view in dihedral_views(some):
+        torch.testing.assert_close(prior(view), features, atol=1e-3, rtol=0)
+        torch.testing.assert_close(statistics(view), figures, atol=1e-3, rtol=1e-3)
 
 
 def test_a_picture_has_the_same_features_in_any_batch(
