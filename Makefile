@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy, on this machine
 	$(PY) -m deploy.demo
 
+# One thread each: two processes of tests with two threads each wait for one another.
 test: $(STAMP) ## The tests (a few minutes)
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
 	$(PY) -m pytest -m "slow and not deployment and not containers" --timeout 3600
