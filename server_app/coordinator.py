@@ -109,7 +109,8 @@ class Coordinator:
         try:
             self._measure_what_was_not_due()
         except Exception as error:
-            # Of a run that failed, the model may be what cannot be measured.
+            # Of a run that failed, the model may be what cannot be measured; what a run has spent
+            # and kept must be told in any case.
             self.progress.say(f"a model could not be measured: {type(error).__name__}: {error}")
         summary = self._summary(reason, seconds)
         self.store.finish(summary)
