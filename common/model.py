@@ -30,6 +30,8 @@ class ModelSpec:
     """One more norm after each residual addition (:mod:`common.networks`)."""
     weight_standardisation: bool = False
     """Convolutions by standardised filters (:mod:`common.networks`)."""
+    hidden_units: int = 0
+    """Of the layer between a prior's features and the head; 0: none (:mod:`common.prior.model`)."""
 
     @classmethod
     def of(cls, config: RunConfig, *, num_classes: int, channels: int) -> ModelSpec:
@@ -41,29 +43,35 @@ class ModelSpec:
             channels=channels,
             residual_norm=config.residual_norm,
             weight_standardisation=config.weight_standardisation,
+            hidden_units=config.hidden_units,
         )
 
     def digest(self) -> bytes:
         """SHA-256 of the specification: server and hospital compare it before training."""
         told = asdict(self)
-        for option in ("residual_norm", "weight_standardisation"):
+        for option in ("residual_norm", "weight_standardisation", "hidden_units"):
             # Bases and runs from before there were these options refer to digests without them.
             if not told[option]:
                 del told[option]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
 
 
-def _prior_head(*, num_classes: int, channels: int, **_: object) -> nn.Module:
+def _prior_head(*, num_classes: int, channels: int, hidden_units: int, **_: object) -> nn.Module:
     from common.prior.model import PriorHead  # which most models have no need of
 
-    return PriorHead(num_classes=num_classes, channels=channels)
+    return PriorHead(num_classes=num_classes, channels=channels, hidden_units=hidden_units)
+
+
+def _network(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """``kind`` without what is of heads on priors alone."""
+    return lambda *, hidden_units, **options: kind(**options)
 
 
 _KINDS: Mapping[str, Callable[..., nn.Module]] = {
-    "dpresnet": DPResNet,
-    "resnet9": ResNet9,
-    "resnet9-gn": partial(ResNet9, group_norm=True),
-    "resnet18": ResNet18,
+    "dpresnet": _network(DPResNet),
+    "resnet9": _network(ResNet9),
+    "resnet9-gn": _network(partial(ResNet9, group_norm=True)),
+    "resnet18": _network(ResNet18),
     "prior-head": _prior_head,
 }
 
@@ -125,6 +133,7 @@ def _made(spec: ModelSpec, seed: int | None) -> nn.Module:
             channels=spec.channels,
             residual_norm=spec.residual_norm,
             weight_standardisation=spec.weight_standardisation,
+            hidden_units=spec.hidden_units,
         )
 
 

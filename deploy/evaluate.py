@@ -27,7 +27,13 @@ def spec_of(weights: dict[str, np.ndarray]) -> ModelSpec:
         raise ModelError("the file holds no model of consilium", "give a run's .safetensors file")
     classes, features = weights["head.weight"].shape
     if "matrix" in weights:
-        return ModelSpec(model="prior-head", width=0.25, num_classes=classes, channels=3)
+        return ModelSpec(
+            model="prior-head",
+            width=0.25,
+            num_classes=classes,
+            channels=3,
+            hidden_units=features if "hidden.weight" in weights else 0,
+        )
     first = "stem.0.weight" if "stem.0.weight" in weights else "conv1.0.weight"
     if first not in weights:
         raise ModelError("the file holds no model of consilium", "give a run's .safetensors file")

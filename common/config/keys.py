@@ -96,6 +96,9 @@ KEYS: tuple[Key, ...] = (
         meaning="one more norm after each residual addition (Klause et al. 2022)"),
     Key(name="weight-standardisation", default=False,
         meaning="convolutions by filters of mean 0 and variance 1/fan-in (De et al. 2022)"),
+    Key(name="hidden-units", default=0, low=0, high=4096,
+        meaning="of a layer between a prior's features and the head (model=prior-head); 0: the "
+        "head is linear"),
     Key(name="frozen", default="",
         meaning="prefixes of parameter names that are not trained, separated by commas (stem,"
         "block1); they stay as in base"),

@@ -73,9 +73,13 @@ def _recipe_parts(c: RunConfig) -> None:
         c.augmentation_multiplicity or c.residual_norm or c.weight_standardisation or c.frozen
     ):
         raise ConfigError(
-            "model 'prior-head' trains a linear head alone: views, norms and frozen parts are of "
-            "networks",
+            "model 'prior-head' trains a head alone: views, norms and frozen parts are of networks",
             "leave augmentation-multiplicity, residual-norm, weight-standardisation and frozen out",
+        )
+    if c.hidden_units and c.model != "prior-head":
+        raise ConfigError(
+            f"'hidden-units' is of a head on a prior, and model is '{c.model}'",
+            "leave it out, or set model=prior-head",
         )
 
 

@@ -50,6 +50,7 @@ class RunConfig:
     model_width: float
     residual_norm: bool
     weight_standardisation: bool
+    hidden_units: int
     frozen: str
     ema: float
     test_views: str

@@ -1,8 +1,9 @@
-"""The classifier on a public prior: frozen features, whitened in the end, and a linear head.
+"""The classifier on a public prior: frozen features, whitened in the end, and a small head.
 
 Only the head is trained: 8 × 301 parameters under the noise, where a network has hundreds of
-thousands. Mean and whitening are public figures by the time that they are in the model: releases
-with noise, or nothing (zero and the identity).
+thousands; without noise a hidden layer before it is worth having. Mean and whitening are public
+figures by the time that they are in the model: releases with noise, or nothing (zero and the
+identity).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.errors import ModelError
@@ -29,6 +31,8 @@ BIAS = 0.1
 RIDGE, LOCAL_RIDGE = 1.0, 4.0
 """Of a second moment with shared noise, and with local noise, of which there is more: added to the
 eigenvalues, in multiples of a unit vector's mean one. Chosen on validation images."""
+HIDDEN_NORM = 10.0
+"""Of what a hidden layer sees: at norm 1 its first steps would hardly move it."""
 _BATCH = 256
 _FILES = 4
 """Files of features that a hospital keeps: of train and val, of two priors."""
@@ -36,13 +40,41 @@ _KEPT = 64
 """Sets of pictures whose features a process keeps: a simulation's hospitals, train and val."""
 
 
+class Head(nn.Module):
+    """(N, d + 1) of norm 1 → logits: what is trained, under the names of the whole classifier."""
+
+    def __init__(self, hidden: nn.Linear | None, head: nn.Linear) -> None:
+        super().__init__()
+        if hidden is not None:
+            self.hidden = hidden
+        self.head = head
+        self._deep = hidden is not None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """See the class."""
+        if self._deep:
+            inputs = functional.relu(self.hidden(HIDDEN_NORM * inputs))
+        logits: Tensor = self.head(inputs)
+        return logits
+
+
 class PriorHead(nn.Module):
-    """(N, 3, 28, 28) float32 in [-1, 1] → (N, num_classes) logits."""
+    """(N, 3, 28, 28) float32 in [-1, 1] → (N, num_classes) logits.
+
+    Linear on what the map gives, or with ``hidden_units`` rectified ones in between.
+    """
 
     mean: Tensor
     matrix: Tensor
 
-    def __init__(self, *, num_classes: int, channels: int, spec: PriorSpec | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        channels: int,
+        hidden_units: int = 0,
+        spec: PriorSpec | None = None,
+    ) -> None:
         super().__init__()
         if channels != 3:
             raise ModelError("the prior reads colour pictures only", "use model=dpresnet")
@@ -50,8 +82,14 @@ class PriorHead(nn.Module):
         d = self.features.spec.dimension
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("matrix", torch.eye(d))
-        self.head = nn.Linear(d + 1, num_classes, bias=False)
+        self.hidden = nn.Linear(d + 1, hidden_units) if hidden_units else None
+        self.head = nn.Linear(hidden_units or d + 1, num_classes, bias=False)
         nn.init.zeros_(self.head.weight)
+
+    @property
+    def trained(self) -> Head:
+        """What is trained, as a network of its own with the same tensors."""
+        return Head(self.hidden, self.head)
 
     @property
     def map(self) -> Whitening:
@@ -60,7 +98,7 @@ class PriorHead(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """See the class."""
-        logits: Tensor = self.head(self.map(self.features(pictures)))
+        logits: Tensor = self.trained(self.map(self.features(pictures)))
         return logits
 
 
@@ -181,7 +219,9 @@ def head_alone(
     from common.model import set_weights
 
     set_weights(model, weights)
-    return model.head, {"weight": weights["head.weight"]}, _inputs(model, pictures, folder)
+    network = model.trained
+    own = {name: weights[name] for name in network.state_dict()}
+    return network, own, _inputs(model, pictures, folder)
 
 
 def update_of_head(
@@ -189,7 +229,7 @@ def update_of_head(
 ) -> dict[str, np.ndarray]:
     """The update of a whole classifier of these ``weights``, from its head's own: 0 elsewhere."""
     whole = {name: np.zeros_like(array) for name, array in weights.items()}
-    return {**whole, "head.weight": update["weight"]}
+    return {**whole, **update}
 
 
 def _inputs(model: PriorHead, pictures: Tensor, folder: Path | None) -> Tensor:

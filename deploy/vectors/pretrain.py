@@ -45,12 +45,18 @@ def pretrain(
     They are the ``val`` split of the data set or of ``test-data``, less the quarter by which runs
     judge. Nothing is private here: the images must be public. With ``model=prior-head`` mean,
     whitening and head are fitted on the prior that ``base`` names, and ``epochs`` is not used.
-    ConfigError where there are no public images.
+    ConfigError where there are no public images, and for a head that is not linear.
     """
     head = values.get("model") == "prior-head"
     # A recipe for a head may ask for whitening, which is of private rounds; none are run here.
     how = {"privacy": "local", "server-step": True} if head else {"privacy": "none"}
     config = RunConfig.parse({**values, **how, "mode": "fedavg"})
+    if config.hidden_units:
+        raise ConfigError(
+            f"the head that is fitted to public images is linear, and hidden-units is "
+            f"{config.hidden_units}",
+            "leave hidden-units out",
+        )
     dataset = _public(config)
     images, held_out = public_split(dataset.val)
     spec = ModelSpec.of(config, num_classes=dataset.num_classes, channels=dataset.channels)

@@ -84,6 +84,7 @@ def test_readme_holds_the_same_table() -> None:
             ["synchronous rounds", "mode=fedavg"],
         ),
         ({"whitening": True}, ["whitening", "prior-head"]),
+        ({"hidden-units": 8}, ["hidden-units", "prior-head"]),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(values: dict[str, object], names: list[str]) -> None:

@@ -90,6 +90,12 @@ def test_the_specification_is_found_from_the_weights(model: str, width: float) -
     assert (found.model, found.num_classes, found.channels) == (model, 5, 1)
 
 
+@pytest.mark.parametrize("hidden_units", [0, 7])
+def test_a_head_on_a_prior_is_found_from_the_weights(hidden_units: int) -> None:
+    spec = ModelSpec(model="prior-head", width=0.25, num_classes=5, hidden_units=hidden_units)
+    assert spec_of(get_weights(build(spec))) == spec
+
+
 def test_evaluate_refuses_what_is_no_model_or_does_not_fit(files: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         evaluate_file(files[1], files[1])

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from common.config import RunConfig
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
 from common.model import ModelSpec, build, get_weights
 from deploy.cli import cli
 from server_app.first_base import first_base
@@ -64,6 +64,16 @@ def test_a_head_fitted_to_public_pictures_is_a_base_that_knows_something(
     assert not np.array_equal(base.weights["matrix"], np.eye(spec_dimension(base.weights)))
     share = float(told.output.split("%")[0].split(",")[-1])
     assert share > 30  # of eight classes, one in eight is a guess
+
+
+def test_no_hidden_layer_is_fitted_to_public_pictures(prior: Path, tmp_path: Path) -> None:
+    values = ("model=prior-head", f"base={prior}", "dataset=synthetic", "hidden-units=8")
+    out = tmp_path / "public.safetensors"
+    told = CliRunner().invoke(
+        cli, ["pretrain", "--out", str(out), *(p for v in values for p in ("--set", v))]
+    )
+    assert isinstance(told.exception, ConfigError) and "hidden-units" in str(told.exception)
+    assert not out.exists()
 
 
 def test_a_published_model_in_half_precision_is_a_base_in_full(tmp_path: Path) -> None:

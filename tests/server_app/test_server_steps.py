@@ -194,6 +194,13 @@ def test_whitening_is_released_first_charged_once_and_part_of_the_model(privacy:
     assert json.loads((the_run() / "summary.json").read_text())["epsilon"] <= 6.0
 
 
+def test_a_hidden_layer_is_part_of_the_private_step() -> None:
+    run_in_process({**PRIOR, "hidden-units": 6}, num_hospitals=PEOPLE)
+    models = [load_file(the_run() / f"round-{i:04d}.safetensors") for i in (2, 4)]
+    changed = {n for n in models[0] if not np.array_equal(models[0][n], models[1][n])}
+    assert changed == {"hidden.weight", "hidden.bias", "head.weight"}
+
+
 def test_a_statistic_that_is_asked_again_is_refused() -> None:
     again = Fault(lambda kind, i, _: kind == "train" and i == 0, repeat=1, times=1)
     run_in_process(PRIOR, num_hospitals=PEOPLE, faults=[again])

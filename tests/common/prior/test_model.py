@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,26 @@ def test_only_the_head_is_trained() -> None:
     assert trainable_names(build(SPEC)) == ("head.weight",)
 
 
-def test_the_head_alone_gives_the_classifiers_own_logits(pictures: torch.Tensor) -> None:
-    model = build(SPEC, seed=1)
+DEEP = replace(SPEC, hidden_units=5)
+
+
+def test_a_hidden_layer_is_trained_with_the_head() -> None:
+    assert trainable_names(build(DEEP)) == ("hidden.weight", "hidden.bias", "head.weight")
+    assert DEEP.digest() != SPEC.digest()
+
+
+@pytest.mark.parametrize("spec", [SPEC, DEEP])
+def test_the_head_alone_gives_the_classifiers_own_logits(
+    spec: ModelSpec, pictures: torch.Tensor
+) -> None:
+    model = build(spec, seed=1)
     weights = get_weights(model)
     rng = np.random.default_rng(0)
-    for name in ("mean", "matrix", "head.weight"):
+    for name in ("mean", "matrix", *trainable_names(model)):
         weights[name] = rng.normal(size=weights[name].shape).astype(np.float32)
     network, own, inputs = head_alone(model, weights, pictures)
     network.load_state_dict({k: torch.from_numpy(v) for k, v in own.items()})
-    whole = build(SPEC)
+    whole = build(spec)
     whole.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     torch.testing.assert_close(network(inputs), whole(pictures))
 
