@@ -87,8 +87,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="model", default="dpresnet",
         choices=("dpresnet", "resnet9", "resnet9-gn", "resnet18", "prior-head"),
         meaning="dpresnet: group norm, the paper's; for comparison resnet9 (batch norm and max "
-        "pooling, refused under DP), resnet9-gn and resnet18 (group norm); prior-head: a linear "
-        "head on features that no real image has made (base: a file of `consilium prior`)"),
+        "pooling, refused under DP), resnet9-gn and resnet18 (group norm); prior-head: a head "
+        "on features that no real image has made (base: a file of `consilium prior`)"),
     Key(name="model-width", default=0.25, low=0.03125, high=4.0,
         meaning="multiplies every layer's channels; 1.0 is the paper's DPResNet (4,802,120 "
         "parameters), 0.25 suits a laptop"),
