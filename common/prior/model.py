@@ -45,14 +45,12 @@ class Head(nn.Module):
 
     def __init__(self, hidden: nn.Linear | None, head: nn.Linear) -> None:
         super().__init__()
-        if hidden is not None:
-            self.hidden = hidden
+        self.hidden = hidden
         self.head = head
-        self._deep = hidden is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        if self._deep:
+        if self.hidden is not None:
             inputs = functional.relu(self.hidden(HIDDEN_NORM * inputs))
         logits: Tensor = self.head(inputs)
         return logits
