@@ -206,13 +206,13 @@ def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, n
         side = "lacks" if odd[0] in shapes else "has an unexpected"
         raise ModelError(
             f"the weights file or message {side} entry '{odd[0]}'",
-            "use weights of the same model, width, classes and channels",
+            "use weights of the same model, width, hidden units, classes and channels",
         )
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != shape:
             raise ModelError(
                 f"weights entry '{name}' has shape {tuple(weights[name].shape)}, not {shape}",
-                "use weights of the same model, width, classes and channels",
+                "use weights of the same model, width, hidden units, classes and channels",
             )
         if not np.isfinite(weights[name]).all():
             raise ModelError(

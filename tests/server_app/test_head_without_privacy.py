@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from common.aggregation import TRAIN, layout_for, params_for
-from common.config import RunConfig
+from common.config import BY_NAME, RunConfig
+from common.config.recipes import written_out
 from common.prior import model as prior_model
 from common.prior.features import PriorFeatures
 from deploy.inprocess import run_in_process
@@ -56,14 +57,21 @@ def test_only_the_head_moves_and_it_learns(
     assert 0 < sum(seen) <= RUN["synthetic-size"]
 
 
-def test_secure_aggregation_costs_the_strong_recipe_its_rounding_and_no_more() -> None:
-    """It moves no weight by more than the range lets through.
+LINEAR = {"hidden-units": 0, "learning-rate": 0.3, "update-range": 16.0}
+
+
+@pytest.mark.parametrize(("changed", "moves"), [({}, 0.01), (LINEAR, 1.0)])
+def test_secure_aggregation_costs_a_head_its_rounding_and_no_more(
+    changed: dict[str, Any], moves: float
+) -> None:
+    """The strong recipe, and a linear head, which moves by more than the default range.
 
     After one round: later ones train from what was rounded, and no bound is known of that.
     """
     models: list[dict[str, np.ndarray]] = []
     own = {"rounds", "optimizer", "learning-rate", "batch-size", "privacy", "model"}
     values = {k: v for k, v in RUN.items() if k not in own} | {"recipe": "strong", "rounds": 1}
+    values = written_out(values | changed, {name: key.default for name, key in BY_NAME.items()})
     values["batch-size"] = 2  # few pictures, and as many steps as a hospital of 1,200 takes
     before: set[Path] = set()
     for secagg in (True, False):
@@ -72,7 +80,7 @@ def test_secure_aggregation_costs_the_strong_recipe_its_rounding_and_no_more() -
         before.add(run)
         models.append(load_file(run / "round-0001.safetensors"))
     secured, plain = models
-    assert np.abs(plain["head.weight"]).max() > 0.01, "or this test says nothing"
+    assert np.abs(plain["head.weight"]).max() > moves, "or this test says nothing"
     config = RunConfig.parse(values)
     plans = layout_for(TRAIN, 1, config).plan(params_for(config, PEOPLE))
     (scale,) = (plan.scale for plan in plans if plan.segment.name == "update")
