@@ -67,7 +67,7 @@ def kept_features(hospital: Hospital) -> Path:
 def _gradient(run: PrivateRun, model: nn.Module, job: Job) -> Tensor:
     config, part = _ready(run), run.data.train
     network, weights, inputs = head_alone(
-        model, job.weights, part.images, kept_features(run.hospital)
+        model, job.model, part.images, kept_features(run.hospital)
     )
     return clipped_sum(
         network,
@@ -88,7 +88,7 @@ def _gradient(run: PrivateRun, model: nn.Module, job: Job) -> Tensor:
 
 def _statistic(run: PrivateRun, model: PriorHead, job: Job, name: str) -> Tensor:
     config, part = _ready(run), run.data.train
-    set_weights(model, job.weights)
+    set_weights(model, job.model)
     of = features_of if name == MEAN else centred_features
     features = of(model, part.images, kept_features(run.hospital))
     return statistic_sum(name, features, part.shared_units(config.privacy_unit))

@@ -15,15 +15,16 @@ from flwr.app import Context, RecordDict
 
 from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
+from client_app.fixed import completed
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
-from common.errors import ConfigError
+from common.errors import ConfigError, ProtocolError
 from common.evaluation import EvalResult, evaluate
 from common.messages import Comparison, Envelope, Job, Report
-from common.model import ModelSpec, Weights, build, build_for, state_names, weights_digest
+from common.model import ModelSpec, Weights, build, build_for, moving_names, weights_digest
 from common.prior.model import head_alone, update_of_head
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
@@ -56,7 +57,12 @@ class Work:
             )
         data = data_of(hospital)
         spec = checked_spec(job, hospital, data)
-        return cls(job, hospital, data, spec, context, None)
+        if set(job.weights) != set(moving_names(hospital.config, spec)):
+            raise ProtocolError(
+                "the server's message moves other entries of the model than this run's rounds do",
+                "run the same version of consilium at the server and at every hospital",
+            )
+        return cls(completed(job, hospital), hospital, data, spec, context, None)
 
     def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> Work:
         """The same with its invitation, checked; without one where the request, rightly, has none.
@@ -81,14 +87,14 @@ class Work:
 
     @cached_property
     def model(self) -> str:
-        """Hash of the model that was sent."""
-        return weights_digest(self.job.weights)
+        """Hash of the model that is to be worked on."""
+        return weights_digest(self.job.model)
 
     def validate(self) -> EvalResult:
         """The model's exact figures on the validation images: for the hospital's eyes only."""
         val, config = self.data.val, self.hospital.config
         model, weights, inputs = head_alone(
-            build(self.spec), self.job.weights, val.images, kept_features(self.hospital)
+            build(self.spec), self.job.model, val.images, kept_features(self.hospital)
         )
         # In bfloat16 an image's loss may hang on how many others there are, by far more than in
         # float32: the noise on private figures would not cover it.
@@ -105,6 +111,7 @@ class Work:
         In a simulation with ``simulated-delay`` it begins later, the more so the higher its number.
         """
         c, job, part = self.hospital.config, self.job, self.data.train
+        model = job.model
         if self.hospital.own is None and c.simulated_delay:
             time.sleep(
                 c.simulated_delay * self.hospital.partition_id / self.hospital.num_partitions
@@ -126,7 +133,7 @@ class Work:
         number = job.round + self.draw
         parts = np.random.SeedSequence([c.seed, number, self.hospital.partition_id])
         network, weights, inputs = head_alone(
-            build_for(c, self.spec), job.weights, part.images, kept_features(self.hospital)
+            build_for(c, self.spec), model, part.images, kept_features(self.hospital)
         )
         result = train(
             network,
@@ -138,17 +145,17 @@ class Work:
             units=None if run is None else part.shared_units(run.plan.promise.unit),
             reuse=(self.spec, c.frozen),
         )
-        if weights is job.weights:
+        if weights is model:
             return result
-        return replace(result, update=update_of_head(job.weights, result.update))
+        return replace(result, update=update_of_head(model, result.update))
 
     def moved(self, update: Weights) -> Work:
         """The same work on the model after ``update``."""
         weights = {
             name: (array + update[name]).astype(array.dtype)
-            for name, array in self.job.weights.items()
+            for name, array in self.job.model.items()
         }
-        return replace(self, job=replace(self.job, weights=weights))
+        return replace(self, job=replace(self.job, weights=weights, fixed={}))
 
     def exact_figures(self) -> Figures:
         """The same, told as they are."""
@@ -221,15 +228,19 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
 def _updated(
     work: Work, figures: Figures, update: Weights, weight: int, *, train_loss: float | None = None
 ) -> RecordDict:
-    """The report in the clear; or this round's keys, and the rest to be masked."""
+    """The report in the clear; or this round's keys, and the rest to be masked.
+
+    Of ``update`` what rounds move: the rest is zero.
+    """
+    # In the model's own order, not in the one in which the server sent the weights: a server that
+    # permuted them for one hospital would find its update at another place of the sum.
+    update = {n: update[n] for n in moving_names(work.hospital.config, work.spec)}
     if work.binding is None:
         metrics = sums("val", figures) | {"examples": float(weight)}
         if train_loss is not None:
             metrics["train-loss-sum"] = train_loss
         return Report(work.job.run, work.job.round, work.hospital.name, metrics, update).to_record()
-    # In the model's own order, not in the one in which the server sent the weights: a server that
-    # permuted them for one hospital would find its update at another place of the sum.
-    values = {"update": flatten({n: update[n] for n in state_names(work.spec)})}
+    values = {"update": flatten(update)}
     if train_loss is not None:
         values["train-loss-sum"] = np.array([train_loss])
     return _answer(work, figures, values, weight)

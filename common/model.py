@@ -181,6 +181,30 @@ def trainable_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, p in model.named_parameters() if p.requires_grad)
 
 
+def moving_names(config: RunConfig, spec: ModelSpec) -> tuple[str, ...]:
+    """Names of the entries that a round of training moves, in the model's own order.
+
+    What is trained, and what a network counts while it trains (batch norm). All else is fixed: a
+    prior's features and their whitening, and what ``config`` freezes.
+    """
+    return _moving(spec, config.frozen_parts)
+
+
+@lru_cache(maxsize=8)
+def _moving(spec: ModelSpec, frozen: tuple[str, ...]) -> tuple[str, ...]:
+    model = build(spec)
+    if frozen:
+        freeze(model, frozen)
+    counted = (
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer, _ in module.named_buffers(recurse=False)
+    )
+    moving = {*trainable_names(model), *counted}
+    return tuple(name for name in state_names(spec) if name in moving)
+
+
 Weights = dict[str, np.ndarray]
 """A model's state: parameter or buffer name → array, in the model's own order."""
 

@@ -35,15 +35,25 @@ class Averaged:
             self.weights = weights
 
     def memory(self, latest: Weights, before: Weights) -> dict[str, np.ndarray]:
-        """What a resumed run needs beside the average: nothing where the latest weights are it."""
+        """What a resumed run needs beside the average: nothing where the latest weights are it.
+
+        Entries that are the average's own (those that rounds do not move) are not kept twice.
+        """
         if not self.decay:
             return {}
-        kept = {f"latest/{name}": array for name, array in latest.items()}
-        kept |= {f"before/{name}": array for name, array in before.items()}
+        kept = {
+            f"{of}/{name}": array
+            for of, weights in (("latest", latest), ("before", before))
+            for name, array in weights.items()
+            if not np.array_equal(array, self.weights[name])
+        }
         return kept | {"averaged": np.array([float(self.count)])}
 
     def recall(self, memory: Mapping[str, np.ndarray], average: Weights) -> tuple[Weights, Weights]:
         """:meth:`memory` undone: (latest, before); ``average``: the last round's model."""
         self.weights, self.count = average, int(memory["averaged"][0])
-        latest, before = ({n: memory[f"{of}/{n}"] for n in average} for of in ("latest", "before"))
+        latest, before = (
+            {n: memory.get(f"{of}/{n}", array) for n, array in average.items()}
+            for of in ("latest", "before")
+        )
         return latest, before

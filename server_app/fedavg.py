@@ -21,11 +21,12 @@ from flwr.serverapp import Grid
 from common.config import RunConfig
 from common.errors import RoundError
 from common.messages import Job
-from common.model import ModelSpec, Weights, state_names
+from common.model import ModelSpec, Weights, moving_names, state_names
 from common.simulation import simulated_spending
 from server_app.averaged import Averaged
 from server_app.directory import Directory
 from server_app.exchange import Absence
+from server_app.fixed import FixedParts
 from server_app.progress import Progress
 from server_app.rounds import Outcome, add_update, plain_round, with_momentum
 from server_app.run_store import RunStore
@@ -59,6 +60,7 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         self.averaged = Averaged(self.config.ema)
+        self.parts = FixedParts()
 
     def run(self) -> Weights:
         """All rounds that are left; returns the last model.
@@ -149,17 +151,23 @@ class FedAvg:
 
     def _exchange(self, names: list[str], number: int, weights: Weights, *, train: bool) -> Outcome:
         """One round with the hospitals of these names; who is not connected is absent."""
-        job = Job(self.store.run, number, self.spec.digest(), weights)
+        moving = moving_names(self.config, self.spec)
+        job = Job(
+            self.store.run, number, self.spec.digest(), {n: weights[n] for n in moving},
+            fixed={n: array for n, array in weights.items() if n not in moving},
+        )  # fmt: skip
         cohort, gone = self.directory.reach(names)
         if self.config.secagg:
             outcome = secure_round(
                 self.grid, cohort, job, self.config,
                 train=train, roster=self.roster, step=self.step if train else None,
+                parts=self.parts,
             )  # fmt: skip
         else:
             outcome = plain_round(
-                self.grid, cohort, job, train=train, timeout=self.config.round_timeout
-            )
+                self.grid, cohort, job, train=train, timeout=self.config.round_timeout,
+                parts=self.parts,
+            )  # fmt: skip
         stage = "train" if train else "validate"
         outcome.expected = sorted(names)
         outcome.absent += [Absence(name, stage, "its node is not connected") for name in gone]

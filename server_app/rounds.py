@@ -18,6 +18,7 @@ from common.errors import ProtocolError
 from common.messages import Job, Report
 from common.model import Weights, check_weights
 from server_app.exchange import Absence, ask
+from server_app.fixed import FixedParts
 
 
 @dataclass
@@ -85,12 +86,14 @@ def plain_round(
     *,
     train: bool,
     timeout: float,
+    parts: FixedParts | None = None,
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; average in the clear.
 
     The server sees each hospital's update and figures: without differential privacy that is
     next to seeing its images. A report that is malformed, of another round, or whose update
-    does not fit the model makes its hospital absent, with the reason.
+    does not fit the model makes its hospital absent, with the reason. ``parts``: who holds the
+    model's fixed entries already.
     """
     shapes = {name: tuple(array.shape) for name, array in job.weights.items()}
     reports: dict[str, Report] = {}
@@ -105,15 +108,17 @@ def plain_round(
                 raise ProtocolError("it reports no training images", "update its node")
         reports[name] = report
 
-    content = job.to_record()
+    parts = parts or FixedParts()
+    messages = parts.messages(job, cohort)
     answers = ask(
         grid,
-        {name: (node, content) for name, node in cohort.items()},
+        {name: (node, messages[name]) for name, node in cohort.items()},
         message_type="train" if train else "evaluate",
         stage="train" if train else "validate",
         timeout=timeout,
         on_answer=take,
     )
+    parts.answered(job, cohort, [a.hospital for a in answers.absent])
     # In the order of the names: sums of floats depend on it, and results must not on arrival.
     ordered = [reports[name] for name in sorted(reports)]
     outcome = Outcome(sorted(cohort), [r.hospital for r in ordered], answers.absent)
@@ -135,10 +140,14 @@ def _weighted_mean(reports: list[Report], total: float) -> Weights:
 
 
 def add_update(weights: Mapping[str, np.ndarray], update: Mapping[str, np.ndarray]) -> Weights:
-    """θ + Δ in float64, back in each entry's own dtype (counters of batch norm are rounded)."""
-    moved = {}
-    for name, array in weights.items():
-        value = array.astype(np.float64) + update[name]
+    """θ + Δ in float64, back in each entry's own dtype (counters of batch norm are rounded).
+
+    Entries that ``update`` lacks stay as they are.
+    """
+    moved = dict(weights)
+    for name, delta in update.items():
+        array = weights[name]
+        value = array.astype(np.float64) + delta
         whole = np.issubdtype(array.dtype, np.integer)
         moved[name] = (np.rint(value) if whole else value).astype(array.dtype)
     return moved

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import RecordDict
@@ -32,6 +32,7 @@ from common.model import weights_digest
 from common.secagg import RoundBinding, ServerRound, decode
 from common.secagg.masks import RingArray
 from server_app.exchange import Absence, ask, tell
+from server_app.fixed import FixedParts
 from server_app.rounds import Outcome
 from server_app.server_step import ServerStep
 
@@ -91,11 +92,11 @@ class SecureSum:
 class Question:
     """What hospitals are asked first; the answer carries their keys.
 
-    ``kind``: its message type; ``stage``: its name in records; ``timeout``: seconds that it has;
-    ``stage_timeout``: seconds that the stage which begins now has.
+    ``task``: by hospital's name; ``kind``: its message type; ``stage``: its name in records;
+    ``timeout``: seconds that it has; ``stage_timeout``: seconds of the stage which begins now.
     """
 
-    task: RecordDict
+    task: Callable[[str], RecordDict]
     kind: str
     stage: str
     timeout: float
@@ -154,10 +155,12 @@ def secure_round(
     train: bool,
     roster: Mapping[str, bytes] | None = None,
     step: ServerStep | None = None,
+    parts: FixedParts | None = None,
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
 
-    With ``step`` hospitals do not train but send the sums of one step.
+    With ``step`` hospitals do not train but send the sums of one step. ``parts``: who holds the
+    model's fixed entries already.
 
     The outcome has no mean update, and says why, when too few took part: the round failed
     closed, nothing was opened. ConfigError if the settings can work for no cohort.
@@ -172,17 +175,20 @@ def secure_round(
         # Fewer may be there than the run needs: then the round fails closed, not the run.
         params=params_for(config, max(len(cohort), config.num_shares, config.min_cohort)),
         layout=layout_for(purpose, length, config, grid=0.0 if shares is None else shares.step),
-        model_hash=bytes.fromhex(weights_digest(job.weights)),
+        model_hash=bytes.fromhex(weights_digest(job.model)),
     )
-    invited = Job(job.run, job.round, job.model_digest, job.weights, binding.to_bytes())
+    invited = replace(job, invitation=binding.to_bytes())
+    parts = parts or FixedParts()
+    messages = parts.messages(invited, cohort)
     question = Question(
-        invited.to_record(),
+        messages.__getitem__,
         kind="train" if train else "evaluate",
         stage="train" if train else "validate",
         timeout=config.round_timeout,
         stage_timeout=lambda: config.stage_timeout,
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)
+    parts.answered(job, cohort, [a.hospital for a in found.absent if a.stage == question.stage])
     mean, total = None, None
     sums = {n: float(v[0]) for n, v in found.values.items() if n not in ("update", GRADIENT)}
     if train and found.failure is None:
@@ -209,7 +215,7 @@ def _exchange(talk: _Talk, question: Question, agreed: Callable[[list[str]], Non
     server = talk.server
     talk.stage(
         question.stage,
-        lambda name: question.task,
+        question.task,
         server.collect_advertisement,
         message_type=question.kind,
         timeout=question.timeout,

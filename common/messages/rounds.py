@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -22,18 +23,39 @@ from common.messages.wire import (
     record_to_arrays,
 )
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+
 
 @dataclass(frozen=True)
 class Job:
-    """What a server asks of a hospital: train on, or evaluate, the model ``weights``."""
+    """What a server asks of a hospital: train on, or evaluate, a model.
+
+    The model is ``weights`` and ``fixed`` together; updates are of ``weights`` alone. ``fixed`` may
+    be left out of a message to a hospital that has it from an earlier one.
+    """
 
     run: str
     round: int
     model_digest: bytes
     """Digest of the :class:`common.model.ModelSpec` that the weights belong to."""
     weights: Mapping[str, np.ndarray]
+    """Entries that rounds move (:func:`common.model.moving_names`)."""
     invitation: bytes = b""
     """Of secure aggregation; empty: the server asks for update and figures in the clear."""
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Entries that stay as they are."""
+    left_out: str = ""
+    """Digest (:func:`common.model.weights_digest`) of the fixed entries, where they were left out
+    of the message; else empty."""
+
+    @property
+    def model(self) -> dict[str, np.ndarray]:
+        """All entries of the model; of a message without its fixed ones those that are there."""
+        return {**self.fixed, **self.weights}
+
+    def without_fixed(self, digest: str) -> Job:
+        """The same with a ``digest`` in place of the fixed entries."""
+        return replace(self, fixed={}, left_out=digest)
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
@@ -44,9 +66,13 @@ class Job:
                 "round": self.round,
                 "model": self.model_digest,
                 "invitation": self.invitation,
+                "left-out": self.left_out,
             }
         )
-        return RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
+        record = RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
+        if self.fixed:
+            record["fixed"] = arrays_to_record(self.fixed)
+        return record
 
     @classmethod
     def from_record(cls, record: RecordDict) -> Job:
@@ -55,13 +81,20 @@ class Job:
         round_ = field_of(head, "round", int)
         if round_ < 0:
             raise ProtocolError("a message's round is negative", "update the sender")
-        return cls(
+        job = cls(
             run=check_run_id(field_of(head, "run", str)),
             round=round_,
             model_digest=field_of(head, "model", bytes),
             weights=record_to_arrays(record, "weights"),
             invitation=field_of(head, "invitation", bytes),
+            fixed=record_to_arrays(record, "fixed") if "fixed" in record else {},
+            left_out=field_of(head, "left-out", str),
         )
+        if job.left_out and (job.fixed or not _DIGEST.fullmatch(job.left_out)):
+            raise ProtocolError("a message both has and leaves out entries", "update the sender")
+        if job.fixed.keys() & job.weights.keys():
+            raise ProtocolError("a message has an entry twice", "update the sender")
+        return job
 
 
 @dataclass(frozen=True)

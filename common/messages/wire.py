@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from common.errors import ProtocolError
 
-VERSION = 2
+VERSION = 3
 
 RAW = "consilium.bytes"
 """Serialisation type of arrays that are bytes as they are, with no header and no copy."""

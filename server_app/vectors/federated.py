@@ -275,8 +275,9 @@ class FederatedJudge:
                 kept.tried.append(models.hex())
             self._save()
 
+        message = asked.to_record()
         question = Question(
-            asked.to_record(),
+            lambda _: message,
             kind="query.judge",
             stage="judge",
             # Half of what is left for each stage: one silent hospital must not use it all up.

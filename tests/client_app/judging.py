@@ -94,7 +94,7 @@ def asked(
 def judge(grid: InProcessGrid, who: dict[str, int], question: Comparison) -> SecureSum:
     return secure_sum(
         grid, who, RoundBinding.from_bytes(question.invitation),
-        Question(question.to_record(), "query.judge", "judge", 20.0, lambda: 20.0),
+        Question(lambda _: question.to_record(), "query.judge", "judge", 20.0, lambda: 20.0),
     )  # fmt: skip
 
 

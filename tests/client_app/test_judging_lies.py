@@ -92,7 +92,7 @@ def test_a_hospital_that_was_not_told_of_the_first_sum_cannot_be_singled_out_eit
     question = asked(weights, moved(weights, 0.01))
     first = secure_sum(
         grid, cohort(), RoundBinding.from_bytes(question.invitation),
-        Question(question.to_record(), "query.judge", "judge", 20.0, lambda: 2.0),
+        Question(lambda _: question.to_record(), "query.judge", "judge", 20.0, lambda: 2.0),
     )  # fmt: skip
     assert first.failure is None
     assert first.contributed == sorted(cohort())
