@@ -60,7 +60,6 @@ CELLS: dict[str, dict[str, Any]] = {
     "prior-distributed-trusting": {
         "recipe": "prior-distributed",
         "tolerated-colluders": 0,
-        "validation-fraction": 0.05,
     },
     "prior-local": {"recipe": "prior-local"},
     "public-distributed": {"recipe": "public-distributed"},

@@ -15,7 +15,8 @@ from common.devices import use_threads
 from common.errors import ConfigError
 from common.messages import Job
 from common.model import ModelSpec, build_for, set_weights
-from common.prior.model import PriorHead, centred_features, features_of, head_alone
+from common.prior.kept import centred_features, features_of, head_alone
+from common.prior.model import PriorHead
 from common.privacy.clipped_sum import clipped_sum
 from common.privacy.distributed import NoiseShares
 from common.privacy.ledger import TRAINING

@@ -25,7 +25,8 @@ from common.errors import ConfigError, ProtocolError
 from common.evaluation import EvalResult, evaluate
 from common.messages import Comparison, Envelope, Job, Report
 from common.model import ModelSpec, Weights, build, build_for, moving_names, weights_digest
-from common.prior.model import head_alone, update_of_head
+from common.prior.kept import head_alone
+from common.prior.model import update_of_head
 from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.privacy.randomness import SecureRandom

@@ -14,7 +14,7 @@ from common.datasets import ImageSet
 from common.devices import CPU
 from common.evaluation import evaluate
 from common.model import ModelSpec, build
-from common.prior.model import head_alone
+from common.prior.kept import head_alone
 from common.privacy.views import SINGLE
 from common.training import to_tensor
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from common.errors import ModelError
 from common.model import Weights, set_weights
-from common.prior.model import PriorHead, features_of, with_mean, with_whitening
+from common.prior.kept import features_of
+from common.prior.model import PriorHead, with_mean, with_whitening
 from common.privacy.plan import MEAN, SECOND_MOMENT
 from common.privacy.statistics import statistic_sum
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from common.aggregation import TRAIN, layout_for, params_for
 from common.config import BY_NAME, RunConfig
 from common.config.recipes import written_out
-from common.prior import model as prior_model
+from common.prior import kept as prior_kept
 from common.prior.features import PriorFeatures
 from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
@@ -35,8 +35,8 @@ PEOPLE = 4
 def test_only_the_head_moves_and_it_learns(
     secagg: bool, deep: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kept in ("_kept", "_mapped", "_rows"):
-        monkeypatch.setattr(prior_model, kept, type(getattr(prior_model, kept))())
+    for name in ("_kept", "_mapped", "_rows"):
+        monkeypatch.setattr(prior_kept, name, type(getattr(prior_kept, name))())
     seen: list[int] = []
     forward = PriorFeatures.forward
 

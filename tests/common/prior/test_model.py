@@ -11,17 +11,10 @@ import torch
 
 from common.errors import ModelError
 from common.model import ModelSpec, build, get_weights, trainable_names
-from common.prior import model as prior_model
+from common.prior import kept as prior_kept
 from common.prior.features import PriorFeatures, PriorSpec
-from common.prior.model import (
-    PriorHead,
-    centred_features,
-    features_of,
-    head_alone,
-    on_prior,
-    with_mean,
-    with_whitening,
-)
+from common.prior.kept import centred_features, features_of, head_alone
+from common.prior.model import PriorHead, on_prior, with_mean, with_whitening
 from common.privacy.plan import MEAN, SECOND_MOMENT
 from common.privacy.statistics import statistic_sum
 
@@ -35,8 +28,8 @@ def pictures() -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior_model, "_kept", type(prior_model._kept)())
-    monkeypatch.setattr(prior_model, "_rows", type(prior_model._rows)())
+    monkeypatch.setattr(prior_kept, "_kept", type(prior_kept._kept)())
+    monkeypatch.setattr(prior_kept, "_rows", type(prior_kept._rows)())
 
 
 def test_only_the_head_is_trained() -> None:
@@ -81,8 +74,8 @@ def test_kept_features_are_the_owners_only_and_a_damaged_file_is_made_anew(
     (path,) = (tmp_path / "features").iterdir()
     assert path.stat().st_mode & 0o077 == 0
     path.write_bytes(path.read_bytes()[:100])
-    _nothing = type(prior_model._kept)()
-    monkeypatch.setattr(prior_model, "_kept", _nothing)  # another process
+    _nothing = type(prior_kept._kept)()
+    monkeypatch.setattr(prior_kept, "_kept", _nothing)  # another process
     torch.testing.assert_close(features_of(model, pictures, tmp_path / "features"), found)
     assert len(path.read_bytes()) > 100
     assert len(list((tmp_path / "features").iterdir())) == 1
@@ -110,8 +103,8 @@ def test_a_picture_in_another_set_is_not_computed_again_but_under_another_prior_
     features_of(other, pictures[:10])
     assert seen == [10]
     assert len(features_of(model, pictures[:0])) == 0
-    monkeypatch.setattr(prior_model._Rows, "MOST", 12)  # no more are kept, all are right
-    monkeypatch.setattr(prior_model, "_rows", prior_model._Rows())
+    monkeypatch.setattr(prior_kept._Rows, "MOST", 12)  # no more are kept, all are right
+    monkeypatch.setattr(prior_kept, "_rows", prior_kept._Rows())
     many = features_of(model, pictures[:15])
     seen.clear()
     torch.testing.assert_close(features_of(model, pictures[5:15].clone()), many[5:])
