@@ -34,7 +34,7 @@ from common.privacy.statistics import NORM, statistic_length
 
 _MOMENTUM = 0.9
 _BETAS, _TINY = (0.9, 0.999), 1e-8
-"""Of Adam (Kingma and Ba 2015), as usual."""
+"""Of Adam (Kingma and Ba 2015), as usual; its weight decay is Loshchilov and Hutter's (2019)."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class ServerStep:
     def _stepped(
         self, weights: Mapping[str, np.ndarray], gradient: np.ndarray, round: int
     ) -> Weights:
-        rate = self.config.learning_rate_of(round)
+        rate, decay = self.config.learning_rate_of(round), self.config.weight_decay
         steps = int(self.memory.get("steps", np.zeros(1))[0]) + 1
         self.memory["steps"] = np.array([float(steps)])
         after = dict(weights)
@@ -121,9 +121,12 @@ class ServerStep:
         for (name, shape), part in zip(
             self.shapes.items(), np.split(gradient, ends[:-1]), strict=True
         ):
-            g = part.reshape(shape)
-            direction = self._adam(name, g, steps) if self._is_adam else self._sgd(name, g)
-            value = weights[name].astype(np.float64) - rate * direction
+            g, value = part.reshape(shape), weights[name].astype(np.float64)
+            if self._is_adam:
+                direction = self._adam(name, g, steps) + decay * value
+            else:
+                direction = self._sgd(name, g + decay * value)
+            value -= rate * direction
             after[name] = value.astype(weights[name].dtype)
         return after
 

@@ -82,6 +82,9 @@ KEYS: tuple[Key, ...] = (
     Key(name="optimizer", default="adam", choices=("adam", "sgd"),
         meaning="the hospital's optimizer, fresh each round; with server-step the server's, which "
         "lasts (sgd: momentum 0.9)"),
+    Key(name="weight-decay", default=0.0, low=0.0, high=1.0,
+        meaning="server-step: so much of the weights is added to the gradient (adam: taken away "
+        "beside the step, times the rate); what noise has added fades; free of privacy"),
     Key(name="server-momentum", default=0.0, low=0.0, high=1.0, high_open=True,
         meaning="share of the last round's step that is taken again (FedAvgM); free of privacy"),
     Key(name="model", default="dpresnet",

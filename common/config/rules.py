@@ -118,6 +118,11 @@ def _server_step(c: RunConfig) -> None:
             "rate",
             "leave sampling-rate out, or set server-step=true",
         )
+    if c.weight_decay and not c.server_step:
+        raise ConfigError(
+            "'weight-decay' is of the server's optimizer, and rounds are not server-step",
+            "leave it out, or set server-step=true",
+        )
     if not c.server_step:
         return
     what = f"privacy '{c.privacy}'" if c.privacy == "distributed" else "server-step"

@@ -45,6 +45,7 @@ class RunConfig:
     learning_rate: float
     learning_rate_schedule: str
     optimizer: str
+    weight_decay: float
     server_momentum: float
     model: str
     model_width: float
