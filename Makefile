@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy, on this machine
 	$(PY) -m deploy.demo
 
-# One thread each: two processes of tests with two threads each wait for one another.
+# One thread each; three processes, since some tests wait for processes of their own.
 test: $(STAMP) ## The tests (a few minutes)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
 	$(PY) -m pytest -m "slow and not deployment and not containers" --timeout 3600
