@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -73,7 +75,7 @@ BASES = {
 """Of which argument a cell's base is."""
 KEY = (
     "cell", "hospitals", "partition", "seed", "model", "width", "rounds", "epsilon_asked",
-    "changed", "base",
+    "changed", "base", "settings",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -107,8 +109,16 @@ def key_of(values: Row, cell: str, hospitals: int, changed: Sequence[str]) -> Ro
     found = (cell, hospitals, config.partition, config.seed, config.model, config.model_width,
              config.rounds, config.epsilon if config.privacy != "none" else None,
              " ".join(sorted(changed)),
-             file_digest(Path(config.base))[:16] if config.base else None)  # fmt: skip
+             file_digest(Path(config.base))[:16] if config.base else None,
+             settings_of(cell))  # fmt: skip
     return dict(zip(KEY, found, strict=True))
+
+
+def settings_of(cell: str) -> str:
+    """Of the cell's own keys and its recipe's: a recipe that is changed makes other rows."""
+    own = {"recipe": "", **CELLS[cell]}
+    told = {**recipes()[str(own["recipe"])], **own}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_cell(values: Row, key: Row, folder: Path | None) -> Row:

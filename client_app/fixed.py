@@ -7,51 +7,65 @@ server sent, and no secret.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client_app.hospital import Hospital
-from common.errors import ProtocolError
+from common.errors import FixedMissing
 from common.files import atomic_write
+from common.fixed import groups_of
 from common.messages import Job
-from common.model import weights_digest
+from common.model import ModelSpec, Weights, check_weights, state_shapes, weights_digest
 
-_FILES = 4
-"""That are kept: each other model that a server sends would leave one more."""
-
-_known: OrderedDict[str, Mapping[str, np.ndarray]] = OrderedDict()
+_FILES = 12
+"""That are kept, of parts of models: each other one that a server sends would leave one more."""
+_known: OrderedDict[str, Weights] = OrderedDict()
 """Digest → the entries that this process has read: a simulation's hospitals share one set."""
+_lock = Lock()
+"""Of ``_known``: a simulation's hospitals are threads of one process."""
 
 
-class FixedMissing(ProtocolError):
-    """The server left out entries that this hospital does not have; it will send them again."""
+def completed(job: Job, spec: ModelSpec, hospital: Hospital) -> Job:
+    """``job`` with the entries that were left out of it; its model is then whole.
 
-    code = "fixed-missing"
+    :class:`~common.errors.FixedMissing` where one is not there, or not what it was; ModelError for
+    entries that are not those of ``spec``'s model.
+    """
+    fixed = dict(job.fixed)
+    for digest in job.left_out:
+        found = _recall(folder_of(hospital), digest)
+        if found is None:
+            raise FixedMissing(
+                "the server left out entries of the model that this hospital does not have",
+                "nothing: the server sends them when it is told",
+            )
+        fixed.update(found)
+    job = replace(job, fixed=fixed, left_out=())
+    check_weights(state_shapes(spec), job.model)
+    return job
 
 
-def completed(job: Job, hospital: Hospital) -> Job:
-    """``job`` with its fixed entries: kept now if they came along, else read.
+def keep(fixed: Mapping[str, np.ndarray], hospital: Hospital) -> None:
+    """Keep entries that came with a request, so that they can be left out the next time.
 
-    :class:`FixedMissing` where they are not there, or not what they were.
+    To be called when they are known to be of the run's model, and the request to be admissible.
     """
     folder = folder_of(hospital)
-    if job.fixed:
-        _keep(folder, job.fixed)
-    if not job.left_out:
-        return job
-    found = _recall(folder, job.left_out)
-    if found is None:
-        raise FixedMissing(
-            "the server left out entries of the model that this hospital does not have",
-            "nothing: they come with the next round",
-        )
-    return replace(job, fixed=found, left_out="")
+    for digest, entries in groups_of(fixed).items():
+        if _recall(folder, digest) is not None and _touched(folder, digest):
+            continue
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        atomic_write(_path(folder, digest), save(entries), mode=0o600)
+        for old in sorted(folder.glob("*.safetensors"), key=_age)[_FILES:]:
+            old.unlink(missing_ok=True)
 
 
 def folder_of(hospital: Hospital) -> Path:
@@ -59,28 +73,42 @@ def folder_of(hospital: Hospital) -> Path:
     return (hospital.home if hospital.own is not None else hospital.home.parent) / "fixed"
 
 
-def _keep(folder: Path, fixed: Mapping[str, np.ndarray]) -> None:
-    path = folder / f"{weights_digest(fixed)}.safetensors"
-    if path.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic_write(path, save(dict(fixed)), mode=0o600)
-    newest_first = sorted(folder.glob("*.safetensors"), key=lambda p: -p.stat().st_mtime_ns)
-    for old in newest_first[_FILES:]:
-        old.unlink(missing_ok=True)
+def _path(folder: Path, digest: str) -> Path:
+    return folder / f"{digest}.safetensors"
 
 
 def _recall(folder: Path, digest: str) -> Mapping[str, np.ndarray] | None:
-    if digest in _known:
-        _known.move_to_end(digest)
-        return _known[digest]
+    with _lock:
+        if digest in _known:
+            _known.move_to_end(digest)
+            return _known[digest]
     try:
-        found = load((folder / f"{digest}.safetensors").read_bytes())
+        found = load(_path(folder, digest).read_bytes())
     except (OSError, SafetensorError, ValueError):
         return None
     if weights_digest(found) != digest:
         return None
-    _known[digest] = found
-    if len(_known) > _FILES:
-        _known.popitem(last=False)
+    for array in found.values():
+        array.flags.writeable = False
+    _touched(folder, digest)
+    with _lock:
+        _known[digest] = found
+        while len(_known) > _FILES:
+            _known.popitem(last=False)
     return found
+
+
+def _touched(folder: Path, digest: str) -> bool:
+    """Note that a file was used, so that older ones go first; False if it is not there."""
+    try:
+        os.utime(_path(folder, digest))
+    except OSError:
+        return False
+    return True
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime_ns
+    except OSError:  # another process of this node was faster
+        return float("inf")

@@ -49,6 +49,7 @@ def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -
         round=asked.round,
         purpose=JUDGE,
         length=0,
+        model_hash=asked.models,
         has_roster=roster_of(context) is not None,
     )
     Cohorts(hospital, asked.run, asked.base).check(asked.models)

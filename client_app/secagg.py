@@ -107,20 +107,24 @@ def check_invitation(
     round: int,
     purpose: str,
     length: int,
+    model_hash: bytes,
     has_roster: bool,
     grid: float = 0.0,
 ) -> RoundBinding:
     """The round's binding, if it is the one that the hospital's own run config gives.
 
     Called before training: an hour's work must not end in a refusal that was foreseeable.
-    Raises Refusal for another run, round, purpose or layout, for parameters weaker than the
-    hospital's policy, and for a model from which this hospital has masked a vector already (the
-    difference of two sums would show it), unless a later round of the same run starts from the
-    same model again because one has failed: its batches are then others.
+    Raises Refusal for another run, round, purpose or layout, for another model than the one that
+    was received (``model_hash``), for parameters weaker than the hospital's policy, and for a
+    model from which this hospital has masked a vector already (the difference of two sums would
+    show it), unless a later round of the same run starts from the same model again because one
+    has failed: its batches are then others.
     """
     binding = RoundBinding.from_bytes(invitation)
     if (binding.run, binding.round, binding.purpose) != (run, round, purpose):
         raise _refuse("invitation", "The invitation is of another run, round or purpose")
+    if binding.model_hash != model_hash:
+        raise _refuse("model", "The model that was received is not the one that the round names")
     if binding.layout != layout_for(purpose, length, hospital.config, grid=grid):
         raise _refuse("layout", "The vector's layout is not the one of the run config")
     try:

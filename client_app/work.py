@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from flwr.app import Context, RecordDict
 
 from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
-from client_app.fixed import completed
+from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
@@ -46,6 +46,8 @@ class Work:
     binding: RoundBinding | None
     draw: int = 0
     """Which of several trainings with the same number of a round this is: another order."""
+    came: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The fixed entries that came with the request, to be kept."""
 
     @classmethod
     def checked(cls, job: Job, hospital: Hospital, context: Context) -> Work:
@@ -63,16 +65,18 @@ class Work:
                 "the server's message moves other entries of the model than this run's rounds do",
                 "run the same version of consilium at the server and at every hospital",
             )
-        return cls(completed(job, hospital), hospital, data, spec, context, None)
+        whole = completed(job, spec, hospital)
+        return cls(whole, hospital, data, spec, context, None, came=job.fixed)
 
     def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> Work:
         """The same with its invitation, checked; without one where the request, rightly, has none.
 
-        ``length``, ``grid``: of a server step's sum.
+        ``length``, ``grid``: of a server step's sum. Only now is anything of the request kept.
         """
         job, hospital = self.job, self.hospital
         if not job.invitation:
             hospital.policy.check_plain(hospital.config.secagg)
+            keep(self.came, hospital)
             return self
         binding = secagg.check_invitation(
             job.invitation,
@@ -81,9 +85,11 @@ class Work:
             round=job.round,
             purpose=purpose,
             length=flat_length(job.weights) if length is None else length,
+            model_hash=bytes.fromhex(self.model),
             has_roster=roster_of(self.context) is not None,
             grid=grid,
         )
+        keep(self.came, hospital)
         return replace(self, binding=binding)
 
     @cached_property

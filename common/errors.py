@@ -62,6 +62,12 @@ class ProtocolError(ConsiliumError):
     code = "protocol"
 
 
+class FixedMissing(ProtocolError):
+    """A message leaves out entries of the model that the hospital does not have."""
+
+    code = "fixed-missing"
+
+
 class RoundError(ConsiliumError):
     """A round could not meet its quorum or its reconstruction threshold."""
 

@@ -143,6 +143,12 @@ def state_names(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(_template(spec).state_dict())
 
 
+@lru_cache(maxsize=8)
+def state_shapes(spec: ModelSpec) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of the entries of the model's state, in its own order."""
+    return {name: tuple(t.shape) for name, t in _template(spec).state_dict().items()}
+
+
 def build_for(config: RunConfig, spec: ModelSpec) -> nn.Module:
     """The model of ``spec`` with the parts frozen that ``config`` names; see :func:`freeze`."""
     model = build(spec)

@@ -62,6 +62,7 @@ def ask(
     stage: str,
     timeout: float,
     on_answer: Callable[[str, RecordDict], None] | None = None,
+    instead: Callable[[str, str], RecordDict | None] | None = None,
 ) -> Answers:
     """Send each hospital (name → node id, content) its question; wait up to ``timeout`` s.
 
@@ -69,9 +70,12 @@ def ask(
     error of its node, a refusal (code and correlation id), or no answer in time. A second
     answer to one question is ignored. ``on_answer`` may take an answer as it comes (it is then
     not kept); a ConsiliumError that it raises makes the hospital absent with that reason.
+    ``instead`` (hospital, code of its refusal) may give another question to whoever refused the
+    first one: within the same time, and once.
     """
     answers = Answers()
     pending: dict[str, str] = {}  # message id → hospital
+    asked_again: set[str] = set()
     messages = [
         Message(content, node, message_type, group_id=stage, ttl=timeout + 60.0)
         for node, content in questions.values()
@@ -91,8 +95,23 @@ def ask(
             while replies:
                 came, reply = True, replies.pop(0)  # taken, it is held no longer
                 name_or_none = pending.pop(reply.metadata.reply_to_message_id, None)
-                if name_or_none is not None:
+                if name_or_none is None:
+                    continue
+                other = _other_question(reply, name_or_none, asked_again, instead)
+                if other is None:
                     _take(reply, name_or_none, stage, answers, on_answer)
+                    continue
+                asked_again.add(name_or_none)
+                node = questions[name_or_none][0]
+                ttl = deadline - time.monotonic() + 60.0
+                (other_id,) = grid.push_messages(
+                    [Message(other, node, message_type, group_id=stage, ttl=ttl)]
+                )
+                if other_id:
+                    pending[other_id] = name_or_none
+                else:
+                    gone = Absence(name_or_none, stage, "its node is not connected")
+                    answers.absent.append(gone)
         if not pending:
             break
         now = time.monotonic()
@@ -115,6 +134,21 @@ def tell(grid: Grid, nodes: Mapping[str, int], *, message_type: str, content: Re
     ]
     if messages:
         list(grid.push_messages(messages))
+
+
+def _other_question(
+    reply: Message,
+    name: str,
+    asked_again: set[str],
+    instead: Callable[[str, str], RecordDict | None] | None,
+) -> RecordDict | None:
+    if instead is None or name in asked_again or reply.has_error():
+        return None
+    try:
+        refusal = Refusal.in_record(reply.content)
+    except ConsiliumError:
+        return None  # it is looked at where answers are taken
+    return None if refusal is None else instead(name, refusal.code)
 
 
 def _take(

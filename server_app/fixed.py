@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import RecordDict
 
+from common.errors import FixedMissing
+from common.fixed import groups_of
 from common.messages import Job
-from common.model import weights_digest
 
 
 class FixedParts:
     """What hospitals were sent, and answered to, while this server's process runs.
 
-    A hospital that gives no answer (it may have lost its copy, and refused) is sent everything
-    the next time.
+    A hospital that lost its copy says so, and is sent everything in the same exchange.
     """
 
     def __init__(self) -> None:
-        self._holders: dict[str, str] = {}
+        self._holders: dict[str, frozenset[str]] = {}
 
     def messages(self, job: Job, cohort: Iterable[str]) -> Mapping[str, RecordDict]:
-        """Hospital → ``job`` as it is sent to it: two records for all of them together."""
-        if not job.fixed:
-            return dict.fromkeys(cohort, job.to_record())
-        digest = weights_digest(job.fixed)
-        have = {name for name in cohort if self._holders.get(name) == digest}
-        short = job.without_fixed(digest).to_record() if have else RecordDict()
-        whole = job.to_record() if have != set(cohort) else RecordDict()
-        return {name: short if name in have else whole for name in cohort}
+        """Hospital → ``job`` as it is sent to it: hospitals that lack the same share a record."""
+        groups = groups_of(job.fixed)
+        made: dict[frozenset[str], RecordDict] = {}
+        found = {}
+        for name in cohort:
+            has = frozenset(self._holders.get(name, frozenset()) & groups.keys())
+            if has not in made:
+                made[has] = job.without_fixed({d: groups[d] for d in sorted(has)}).to_record()
+            found[name] = made[has]
+        return found
+
+    def again(self, job: Job) -> Callable[[str, str], RecordDict | None]:
+        """(hospital, code of its refusal) → the whole message, if it is for want of a part."""
+        return lambda name, code: job.to_record() if code == FixedMissing.code else None
 
     def answered(self, job: Job, cohort: Iterable[str], absent: Iterable[str]) -> None:
-        """Note who of ``cohort`` answered ``job``."""
-        if not job.fixed:
-            return
-        digest, gone = weights_digest(job.fixed), set(absent)
+        """Note who of ``cohort`` answered ``job``, and so has all of it."""
+        groups, gone = frozenset(groups_of(job.fixed)), set(absent)
         for name in cohort:
-            if name in gone:
-                self._holders.pop(name, None)
-            else:
-                self._holders[name] = digest
+            self._holders[name] = frozenset() if name in gone else groups

@@ -117,6 +117,7 @@ def plain_round(
         stage="train" if train else "validate",
         timeout=timeout,
         on_answer=take,
+        instead=parts.again(job),
     )
     parts.answered(job, cohort, [a.hospital for a in answers.absent])
     # In the order of the names: sums of floats depend on it, and results must not on arrival.

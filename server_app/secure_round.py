@@ -54,6 +54,7 @@ class _Talk:
         *,
         message_type: str,
         timeout: float,
+        instead: Callable[[str, str], RecordDict | None] | None = None,
     ) -> None:
         """Ask everybody whom the protocol awaits; who does not answer has dropped."""
         started = time.monotonic()
@@ -68,6 +69,7 @@ class _Talk:
             stage=stage,
             timeout=timeout,
             on_answer=take,
+            instead=instead,
         )
         for absence in answers.absent:
             self.server.drop(absence.hospital, absence.reason)
@@ -103,6 +105,8 @@ class Question:
     stage_timeout: Callable[[], float]
     on_survivors: Callable[[list[str]], None] = lambda names: None
     """Told whose vectors are in the sum, before anybody signs for it."""
+    instead: Callable[[str, str], RecordDict | None] | None = None
+    """Another task for whoever refused the first, by its refusal's code (:func:`exchange.ask`)."""
 
 
 def secure_sum(
@@ -186,6 +190,7 @@ def secure_round(
         stage="train" if train else "validate",
         timeout=config.round_timeout,
         stage_timeout=lambda: config.stage_timeout,
+        instead=parts.again(invited),
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)
     parts.answered(job, cohort, [a.hospital for a in found.absent if a.stage == question.stage])
@@ -219,6 +224,7 @@ def _exchange(talk: _Talk, question: Question, agreed: Callable[[list[str]], Non
         server.collect_advertisement,
         message_type=question.kind,
         timeout=question.timeout,
+        instead=question.instead,
     )
     everyone = Envelope(server.close_advertise()).to_record()
     talk.stage(

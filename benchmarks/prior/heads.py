@@ -36,7 +36,7 @@ from common.training import to_tensor
 
 RESULTS = Path(__file__).parents[1] / "results" / "prior_heads.json"
 FOLDS = 3
-SMALL_STEPS = replace(DISTRIBUTED, clip=0.1)
+SMALL_STEPS = replace(DISTRIBUTED, clip=0.1, decay=0.0)
 Head = Callable[[Split, Split, int], float]
 """(training pictures, those held out, seed) → accuracy."""
 

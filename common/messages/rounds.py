@@ -24,6 +24,8 @@ from common.messages.wire import (
 )
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_MOST = 64
+"""Parts of a model that a message may leave out."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,19 @@ class Job:
     """Of secure aggregation; empty: the server asks for update and figures in the clear."""
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Entries that stay as they are."""
-    left_out: str = ""
-    """Digest (:func:`common.model.weights_digest`) of the fixed entries, where they were left out
-    of the message; else empty."""
+    left_out: tuple[str, ...] = ()
+    """Digests (:func:`common.fixed.groups_of`) of the fixed entries that are not in the message."""
 
     @property
     def model(self) -> dict[str, np.ndarray]:
         """All entries of the model; of a message without its fixed ones those that are there."""
         return {**self.fixed, **self.weights}
 
-    def without_fixed(self, digest: str) -> Job:
-        """The same with a ``digest`` in place of the fixed entries."""
-        return replace(self, fixed={}, left_out=digest)
+    def without_fixed(self, groups: Mapping[str, Mapping[str, np.ndarray]]) -> Job:
+        """The same with the digests of these ``groups`` (digest → entries) in their place."""
+        left = {name for entries in groups.values() for name in entries}
+        rest = {name: array for name, array in self.fixed.items() if name not in left}
+        return replace(self, fixed=rest, left_out=(*self.left_out, *groups))
 
     def to_record(self) -> RecordDict:
         """As Flower records."""
@@ -66,7 +69,7 @@ class Job:
                 "round": self.round,
                 "model": self.model_digest,
                 "invitation": self.invitation,
-                "left-out": self.left_out,
+                "left-out": " ".join(self.left_out),
             }
         )
         record = RecordDict({"job": head, "weights": arrays_to_record(self.weights)})
@@ -88,10 +91,12 @@ class Job:
             weights=record_to_arrays(record, "weights"),
             invitation=field_of(head, "invitation", bytes),
             fixed=record_to_arrays(record, "fixed") if "fixed" in record else {},
-            left_out=field_of(head, "left-out", str),
+            left_out=tuple(field_of(head, "left-out", str).split()),
         )
-        if job.left_out and (job.fixed or not _DIGEST.fullmatch(job.left_out)):
-            raise ProtocolError("a message both has and leaves out entries", "update the sender")
+        if not all(_DIGEST.fullmatch(digest) for digest in job.left_out[:_MOST]):
+            raise ProtocolError("what a message leaves out is named badly", "update the sender")
+        if len(job.left_out) > _MOST:
+            raise ProtocolError("a message leaves out too many parts", "update the sender")
         if job.fixed.keys() & job.weights.keys():
             raise ProtocolError("a message has an entry twice", "update the sender")
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,88 +11,144 @@ import numpy as np
 import pytest
 
 from client_app import fixed
-from client_app.fixed import FixedMissing, completed, folder_of
+from client_app.fixed import completed, folder_of, keep
 from client_app.hospital import Hospital
 from common.config import RunConfig
-from common.errors import ProtocolError
+from common.errors import FixedMissing, ModelError, ProtocolError
+from common.fixed import groups_of
 from common.messages import Job
-from common.model import ModelSpec, build, moving_names, weights_digest
+from common.model import ModelSpec, build, get_weights, moving_names, weights_digest
 
-FIXED = {"stem": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3)}
-MOVING = {"head": np.ones(4, dtype=np.float32)}
-WHOLE = Job("run-1", 1, b"digest", MOVING, b"", FIXED)
-SHORT = WHOLE.without_fixed(weights_digest(FIXED))
+SPEC = ModelSpec(width=0.03125)
+WEIGHTS = get_weights(build(SPEC, seed=0))
+PARTS = {"stem", "block1"}
+FIXED = {n: a for n, a in WEIGHTS.items() if n.split(".")[0] in PARTS}
+WHOLE = Job("run-1", 1, b"digest", {n: a for n, a in WEIGHTS.items() if n not in FIXED}, b"", FIXED)
+SHORT = WHOLE.without_fixed(groups_of(FIXED))
+
+
+def hospital_in(folder: Path, number: int = 0) -> Hospital:
+    config = RunConfig.parse({"dataset": "synthetic"})
+    return Hospital("hospital-00", folder / "simulation" / f"hospital-0{number}", config, number, 4)
 
 
 @pytest.fixture
 def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hospital:
     monkeypatch.setattr(fixed, "_known", type(fixed._known)())
-    config = RunConfig.parse({"dataset": "synthetic"})
-    return Hospital("hospital-00", tmp_path / "simulation" / "hospital-00", config, 0, 4)
+    return hospital_in(tmp_path)
 
 
-def sent(job: Job) -> Job:
-    return Job.from_record(job.to_record())
+def answered(job: Job, hospital: Hospital) -> Job:
+    """As a hospital answers: the message read and completed, what came kept."""
+    read = Job.from_record(job.to_record())
+    whole = completed(read, SPEC, hospital)
+    keep(read.fixed, hospital)
+    return whole
+
+
+def other(i: int) -> Job:
+    """The same with another stem."""
+    return replace(WHOLE, fixed={n: a + i if n.startswith("stem") else a for n, a in FIXED.items()})
 
 
 def test_what_was_sent_once_need_not_be_sent_again(hospital: Hospital) -> None:
-    first = completed(sent(WHOLE), hospital)
-    again = completed(sent(SHORT), hospital)
-    for job in (first, again):
-        assert {n: a.tolist() for n, a in job.model.items()} == {
-            "stem": [[0, 1, 2], [3, 4, 5]], "count": 3, "head": [1, 1, 1, 1],
-        }  # fmt: skip
-        assert set(job.weights) == {"head"}
-    assert weights_digest(first.model) == weights_digest(again.model)
-    sizes = [len(str(j.to_record()["weights"])) for j in (WHOLE, SHORT)]
-    assert sizes[0] == sizes[1] and "fixed" not in SHORT.to_record()
+    assert len(SHORT.left_out) == 2 and "fixed" not in SHORT.to_record()
+    for job in (answered(WHOLE, hospital), answered(SHORT, hospital)):
+        assert weights_digest(job.model) == weights_digest(WEIGHTS)
+        assert set(job.weights) == set(WHOLE.weights)
+        assert job.left_out == ()
+
+
+def test_a_part_that_changed_comes_alone(hospital: Hospital) -> None:
+    answered(WHOLE, hospital)
+    changed = other(1)
+    kept = groups_of(FIXED).keys() & groups_of(changed.fixed).keys()
+    part = changed.without_fixed({d: groups_of(FIXED)[d] for d in kept})
+    assert {n.split(".")[0] for n in part.fixed} == {"stem"}
+    assert weights_digest(answered(part, hospital).model) == weights_digest(changed.model)
 
 
 def test_another_process_of_the_hospital_finds_it(hospital: Hospital) -> None:
-    completed(sent(WHOLE), hospital)
+    answered(WHOLE, hospital)
     fixed._known.clear()
-    assert set(completed(sent(SHORT), hospital).fixed) == set(FIXED)
+    assert weights_digest(answered(SHORT, hospital).model) == weights_digest(WEIGHTS)
 
 
 def test_what_is_not_there_is_asked_for(hospital: Hospital) -> None:
     with pytest.raises(FixedMissing, match="does not have"):
-        completed(sent(SHORT), hospital)
+        answered(SHORT, hospital)
 
 
 @pytest.mark.parametrize("harm", ["other", "cut", "empty"])
-def test_a_file_that_is_not_what_it_was_is_not_used(hospital: Hospital, harm: str) -> None:
-    completed(sent(WHOLE), hospital)
+def test_a_file_that_is_not_what_it_was_is_not_used_and_mended_by_the_next_message(
+    hospital: Hospital, harm: str
+) -> None:
+    answered(WHOLE, hospital)
     fixed._known.clear()
-    (file,) = folder_of(hospital).iterdir()
-    if harm == "other":
-        completed(sent(replace(WHOLE, fixed={"stem": FIXED["stem"] + 1})), hospital)
-        (other,) = set(folder_of(hospital).iterdir()) - {file}
-        other.replace(file)
-    else:
-        file.write_bytes(file.read_bytes()[:40] if harm == "cut" else b"")
+    one, two = sorted(folder_of(hospital).iterdir())
+    harmed = {"other": two.read_bytes(), "cut": one.read_bytes()[:40], "empty": b""}
+    one.write_bytes(harmed[harm])
     with pytest.raises(FixedMissing):
-        completed(sent(SHORT), hospital)
+        answered(SHORT, hospital)
+    answered(WHOLE, hospital)
+    fixed._known.clear()
+    assert weights_digest(answered(SHORT, hospital).model) == weights_digest(WEIGHTS)
 
 
-def test_few_sets_are_kept_however_many_a_server_sends(hospital: Hospital) -> None:
-    for i in range(9):
-        completed(sent(replace(WHOLE, fixed={"stem": np.full(3, i)})), hospital)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"junk": np.zeros(1000, np.float32)}, {"stem.0.weight": np.zeros(1000, np.float32)},
+     {"stem.0.weight": np.full_like(WEIGHTS["stem.0.weight"], np.nan)}],
+)  # fmt: skip
+def test_entries_that_are_not_the_models_are_refused_and_not_kept(
+    hospital: Hospital, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError):
+        answered(replace(WHOLE, fixed={**FIXED, **wrong}), hospital)
+    assert not folder_of(hospital).exists()
+
+
+def test_few_sets_are_kept_however_many_a_server_sends_and_those_in_use_stay(
+    hospital: Hospital,
+) -> None:
+    answered(WHOLE, hospital)
+    for i in range(1, 30):
+        answered(other(i), hospital)
+        fixed._known.clear()
+        assert weights_digest(answered(SHORT, hospital).model) == weights_digest(WEIGHTS)
     files = list(folder_of(hospital).iterdir())
-    assert len(files) == 4
+    assert len(files) <= 12
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in files)
 
 
-@pytest.mark.parametrize("name", ["../../ledger", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def _sends_many(folder: Path, number: int) -> None:
+    for i in range(40):
+        answered(other(number * 40 + i), hospital_in(folder, number))
+
+
+def test_processes_that_keep_and_prune_at_once_do_not_trip_over_each_other(
+    tmp_path: Path, hospital: Hospital
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_sends_many, args=(tmp_path, i)) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+@pytest.mark.parametrize("name", ["../../ledger", "A" * 64, "0" * 63, "0" * 65])
 def test_a_digest_that_is_none_names_no_file(name: str) -> None:
     with pytest.raises(ProtocolError, match="leaves out"):
-        sent(replace(SHORT, left_out=name))
+        Job.from_record(replace(SHORT, left_out=(name,)).to_record())
+    with pytest.raises(ProtocolError, match="leaves out"):
+        Job.from_record(replace(SHORT, left_out=("0" * 64,) * 65).to_record())
 
 
 def test_a_message_that_has_entries_twice_is_refused() -> None:
     with pytest.raises(ProtocolError, match="twice"):
-        sent(replace(WHOLE, fixed={"head": MOVING["head"]}))
-    with pytest.raises(ProtocolError, match="both"):
-        sent(replace(WHOLE, left_out=weights_digest(FIXED)))
+        Job.from_record(replace(WHOLE, fixed=WEIGHTS).to_record())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +156,7 @@ def test_a_message_that_has_entries_twice_is_refused() -> None:
     [({}, set()), ({"model": "resnet9", "privacy": "none"}, set()),
      ({"base": "x", "frozen": "stem."}, {"stem."}),
      ({"model": "prior-head", "allow-random-base": True, "privacy": "none"},
-            {"features.", "mean", "matrix"}),
+      {"features.", "mean", "matrix"}),
      ({"model": "prior-head", "hidden-units": 8, "privacy": "none", "allow-random-base": True},
       {"features.", "mean", "matrix"})],
 )  # fmt: skip
