@@ -36,7 +36,7 @@ from safetensors.numpy import load_file, save
 from benchmarks.tables import show_table, spread
 from common.config import RunConfig
 from common.config.keys import BY_NAME
-from common.config.recipes import written_out
+from common.config.recipes import RECIPES, written_out
 from common.datasets.base import file_digest
 from common.devices import device_name, device_of
 from common.errors import ConsiliumError
@@ -116,8 +116,7 @@ def key_of(values: Row, cell: str, hospitals: int, changed: Sequence[str]) -> Ro
 
 def settings_of(cell: str) -> str:
     """Of the cell's own keys and its recipe's: a recipe that is changed makes other rows."""
-    own = {"recipe": "", **CELLS[cell]}
-    told = {**recipes()[str(own["recipe"])], **own}
+    told = {**RECIPES[CELLS[cell]["recipe"]], **CELLS[cell]}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -252,7 +251,7 @@ def table_of(rows: Sequence[Row]) -> list[list[str]]:
     for key in sorted(keys, key=lambda k: (list(CELLS).index(k[0]), k[1:6], k[6] or 0, k[7:])):
         same = [r for r in rows if tuple(r[k] for k in setting) == key]
         good = [r for r in same if "error" not in r]
-        cell, hospitals, partition, model, width, rounds, epsilon, changed, _ = key
+        cell, hospitals, partition, model, width, rounds, epsilon, changed, *_ = key
         named = f"{cell} ({changed})" if changed else cell
         network = model if model == "prior-head" else f"{model} × {width:g}"
         told = REPORTED.get((cell, hospitals))

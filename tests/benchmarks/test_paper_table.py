@@ -48,6 +48,10 @@ def test_a_cell_is_a_whole_run_and_one_that_is_kept_is_not_run_again(
     assert abs(new["test_accuracy"] - row["test_accuracy"]) < 0.05
     shown = capsys.readouterr().out
     assert shown.count("'cell'") == 1
+    # A cell of a recipe that has been changed since is another one.
+    monkeypatch.setitem(paper_table.RECIPES["paper"], "clipping-norm", 3.0)
+    paper_table.main()
+    assert len(read_json(out)) == 4
 
 
 def test_a_large_model_is_kept_in_half_precision_and_a_small_one_as_it_is() -> None:
