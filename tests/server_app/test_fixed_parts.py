@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common.serde import recorddict_to_proto
 from safetensors.numpy import load_file
 
 from client_app import fixed
@@ -18,6 +19,7 @@ from common.errors import RoundError
 from common.files import consilium_home
 from common.fixed import groups_of
 from common.messages import Job
+from common.model import ModelSpec, build, get_weights, moving_names
 from common.secagg import RoundBinding
 from deploy.inprocess import run_in_process
 from server_app import fedavg, secure_round
@@ -70,6 +72,22 @@ def test_a_priors_features_are_sent_once_and_only_the_head_is_summed(
     first, last = (load_file(the_run() / f"round-000{i}.safetensors") for i in (0, 4))
     assert set(first) == set(last) > {"head.weight", "mean", "matrix"}
     assert not np.array_equal(first["head.weight"], last["head.weight"])
+
+
+@pytest.mark.parametrize(("hidden", "whole", "later"), [(0, 8.4e6, 11e3), (512, 9e6, 640e3)])
+def test_a_later_rounds_message_is_as_large_as_what_moves(
+    hidden: int, whole: float, later: float
+) -> None:
+    spec = ModelSpec(model="prior-head", width=0.25, hidden_units=hidden)
+    config = RunConfig.parse({**RUN, "hidden-units": hidden})
+    weights, moving = get_weights(build(spec, seed=0)), moving_names(config, spec)
+    rest = {n: a for n, a in weights.items() if n not in moving}
+    job = Job("r", 1, spec.digest(), {n: weights[n] for n in moving}, bytes(400), rest)
+    sizes = [
+        recorddict_to_proto(j.to_record()).ByteSize()
+        for j in (job, job.without_fixed(groups_of(job.fixed)))
+    ]
+    assert whole * 0.95 < sizes[0] <= whole and later * 0.9 < sizes[1] <= later
 
 
 def test_where_whitening_is_released_it_is_sent_again_and_the_features_are_not(
