@@ -191,8 +191,10 @@ def test_two_of_five_lost_at_any_stage_open_nothing_and_it_is_tried_again(
         {**JUDGED, "base": base, "publish-every": 5, "stage-timeout": 2.0}, num_hospitals=5,
         workers=5, faults=[lost],
     )  # fmt: skip
-    assert [row["code"] for row in lines("held")] == ["judging-waits"]
-    assert gate(1)["gained"] == sum(gained for _, _, gained, _ in told) / 2
+    # Once, or more often where the machine is too slow for an exchange in two seconds.
+    assert {row["code"] for row in lines("held")} == {"judging-waits"}
+    last = told[-5:]
+    assert gate(1)["gained"] == sum(gained for _, _, gained, _ in last)
     assert gate(1)["hospitals"] == [f"hospital-0{i}" for i in range(5)]
 
 
