@@ -48,7 +48,8 @@ REPORTED = {
     ("none", 10): 98.76, ("secagg", 10): 98.11, ("local", 10): 97.78,
     ("none", 20): 97.77, ("secagg", 20): 97.01, ("local", 20): 96.89,
 }  # fmt: skip
-"""Test accuracy that the paper gives (arXiv 2412.00687), in %, by cell and hospitals: of DPResNet, after 50 rounds."""
+"""Test accuracy in % that the paper gives (arXiv 2412.00687) of DPResNet after 50 rounds, by cell
+and hospitals."""
 LARGEST = 5_000_000
 """Bytes of a model that is kept."""
 CELLS: dict[str, dict[str, Any]] = {
