@@ -59,6 +59,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "strong": {"recipe": "strong", "secagg": True},
     "strong-plain": {"recipe": "strong", "secagg": False},
     "dpresnet-distributed": {"recipe": "dpresnet-distributed"},
+    "resnet9-distributed": {"recipe": "resnet9-distributed"},
     "prior-distributed": {"recipe": "prior-distributed"},
     "prior-distributed-trusting": {
         "recipe": "prior-distributed",
