@@ -42,6 +42,7 @@ from common.devices import device_name, device_of
 from common.errors import ConsiliumError
 from common.files import atomic_write, read_json, write_json
 from deploy.cli import parse_assignments
+from deploy.evaluate import MODEL_KEYS, beside
 
 RESULTS = Path(__file__).parent / "results" / "paper_table.json"
 REPORTED = {
@@ -166,12 +167,16 @@ def run_cell(values: Row, key: Row, folder: Path | None) -> Row:
 def keep(home: Path, row: Row, folder: Path) -> None:
     """Keep the model of a recipe's first seed, ten hospitals and size skew, if it is small."""
     (model,) = home.glob("runs/*/best.safetensors")
+    (run,) = home.glob("runs/*/config.json")
     told = (row["seed"], row["hospitals"], row["partition"], row["changed"])
     if told != (0, 10, "size-skew", "") or row["epsilon_asked"] not in (None, 6.0):
         return
     data = packed(load_file(model))
     if len(data) < LARGEST:
-        atomic_write(folder / f"{row['cell']}.safetensors", data)
+        kept = folder / f"{row['cell']}.safetensors"
+        atomic_write(kept, data)
+        config = read_json(run)
+        write_json(beside(kept), {k: config[k] for k in MODEL_KEYS if k in config})
 
 
 def packed(weights: Mapping[str, np.ndarray]) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from common.config import BY_NAME, RunConfig
+from common.config import RunConfig
 from common.datasets import SPLITS, load_npz
 from common.errors import ConfigError, ModelError
 from common.files import read_json
@@ -21,7 +21,8 @@ def spec_of(weights: dict[str, np.ndarray]) -> ModelSpec:
     """The specification of a model from its weights alone; ModelError if they are of none.
 
     Of a network that its weights do not tell (``resnet18``, options such as standardised filters)
-    the run's config.json is needed: :func:`evaluate_file` looks for it beside the model.
+    the run's config.json is needed, or a NAME.model.json: :func:`evaluate_file` looks beside
+    the model.
     """
     if "head.weight" not in weights:
         raise ModelError("the file holds no model of consilium", "give a run's .safetensors file")
@@ -45,23 +46,35 @@ def spec_of(weights: dict[str, np.ndarray]) -> ModelSpec:
     )
 
 
-def _told(model: Path) -> ModelSpec | None:
-    """What the run's configuration beside a model says that it is; None without one."""
-    path = model.parent / "config.json"
-    if not path.is_file():
+MODEL_KEYS = ("model", "model-width", "residual-norm", "weight-standardisation", "hidden-units",
+              "test-views", "precision")  # fmt: skip
+"""Of a run config: what a model is, and how the run measured it."""
+
+
+def beside(model: Path) -> Path:
+    """Where the model keys of a file stand that lies outside its run's folder."""
+    return model.with_name(f"{model.stem}.model.json")
+
+
+def _told(model: Path, weights: dict[str, np.ndarray]) -> tuple[ModelSpec, RunConfig] | None:
+    """What stands beside a model, of its run or of itself; None without it."""
+    path = next((p for p in (beside(model), model.parent / "config.json") if p.is_file()), None)
+    if path is None or "head.weight" not in weights:
         return None
-    values = {k: v for k, v in read_json(path).items() if k in BY_NAME}
-    tensors = load_file(model)
-    first = next((a for a in tensors.values() if a.ndim == 4), None)
-    return ModelSpec.of(
-        RunConfig.parse(values | {"recipe": ""}),
-        num_classes=len(tensors["head.weight"]),
-        channels=3 if first is None else int(first.shape[1]),
-    )
+    values = {k: v for k, v in read_json(path).items() if k in MODEL_KEYS}
+    config = RunConfig.parse(values | {"privacy": "none", "allow-random-base": True})
+    # A file's entries are in the alphabet's order; the first convolution has the fewest inputs.
+    inputs = [int(a.shape[1]) for a in weights.values() if a.ndim == 4]
+    channels = 3 if config.model == "prior-head" else min(inputs, default=3)
+    classes = len(weights["head.weight"])
+    return ModelSpec.of(config, num_classes=classes, channels=channels), config
 
 
 def evaluate_file(model: Path, data: Path, split: str = "test") -> dict[str, Any]:
-    """All figures of ``model`` on one split of ``data``, JSON-ready, with both files' identity."""
+    """All figures of ``model`` on one split of ``data``, JSON-ready, with both files' identity.
+
+    Measured as its run did (views, precision) where what stands beside the model tells it.
+    """
     if split not in SPLITS:
         raise ConfigError(f"there is no split '{split}'", f"use one of: {', '.join(SPLITS)}")
     try:
@@ -69,14 +82,16 @@ def evaluate_file(model: Path, data: Path, split: str = "test") -> dict[str, Any
     except (OSError, SafetensorError) as e:
         raise ModelError(f"{model} cannot be read: {e}", "give a .safetensors file") from None
     dataset = load_npz(data)
-    spec = _told(model) or spec_of(weights)
+    told = _told(model, weights)
+    spec, config = told or (spec_of(weights), RunConfig.parse({}))
     if spec.num_classes != dataset.num_classes or spec.channels != dataset.channels:
         raise ModelError(
             f"{model} tells {spec.num_classes} classes apart in {spec.channels}-channel images; "
             f"{data} has {dataset.num_classes} classes and {dataset.channels} channels",
             "evaluate on data of the kind that the model was trained on",
         )
-    evaluator = Evaluator(spec, getattr(dataset, split), dataset.class_names)
+    evaluator = Evaluator(spec, getattr(dataset, split), dataset.class_names,
+                          views=config.test_views, precision=config.precision)  # fmt: skip
     return {
         "model": str(model), "data": str(data), "data_sha256": dataset.sha256, "split": split,
         **evaluator(weights),

@@ -96,6 +96,23 @@ def test_a_head_on_a_prior_is_found_from_the_weights(hidden_units: int) -> None:
     assert spec_of(get_weights(build(spec))) == spec
 
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("kept", sorted(RESULTS.glob("*.safetensors")), ids=lambda p: p.stem)
+def test_every_model_that_is_kept_with_the_results_can_be_evaluated(
+    kept: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.npz"
+    numbers = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = numbers.integers(0, 256, (16, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(16) % 8)[:, None]
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    assert 0 <= evaluate_file(kept, data)["accuracy"] <= 1
+
+
 def test_evaluate_refuses_what_is_no_model_or_does_not_fit(files: tuple[Path, Path]) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         evaluate_file(files[1], files[1])
