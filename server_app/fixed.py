@@ -19,10 +19,13 @@ class FixedParts:
 
     def __init__(self) -> None:
         self._holders: dict[str, frozenset[str]] = {}
+        self._sent: frozenset[str] = frozenset()
+        """Digests of the latest job's parts: hashing them takes longer than a head's step."""
 
     def messages(self, job: Job, cohort: Iterable[str]) -> Mapping[str, RecordDict]:
         """Hospital → ``job`` as it is sent to it: hospitals that lack the same share a record."""
         groups = groups_of(job.fixed)
+        self._sent = frozenset(groups)
         made: dict[frozenset[str], RecordDict] = {}
         found = {}
         for name in cohort:
@@ -36,8 +39,8 @@ class FixedParts:
         """(hospital, code of its refusal) → the whole message, if it is for want of a part."""
         return lambda name, code: job.to_record() if code == FixedMissing.code else None
 
-    def answered(self, job: Job, cohort: Iterable[str], absent: Iterable[str]) -> None:
-        """Note who of ``cohort`` answered ``job``, and so has all of it."""
-        groups, gone = frozenset(groups_of(job.fixed)), set(absent)
+    def answered(self, cohort: Iterable[str], absent: Iterable[str]) -> None:
+        """Note who of ``cohort`` answered the latest job, and so has all of it."""
+        gone = set(absent)
         for name in cohort:
-            self._holders[name] = frozenset() if name in gone else groups
+            self._holders[name] = frozenset() if name in gone else self._sent

@@ -119,7 +119,7 @@ def plain_round(
         on_answer=take,
         instead=parts.again(job),
     )
-    parts.answered(job, cohort, [a.hospital for a in answers.absent])
+    parts.answered(cohort, [a.hospital for a in answers.absent])
     # In the order of the names: sums of floats depend on it, and results must not on arrival.
     ordered = [reports[name] for name in sorted(reports)]
     outcome = Outcome(sorted(cohort), [r.hospital for r in ordered], answers.absent)

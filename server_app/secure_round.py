@@ -193,7 +193,7 @@ def secure_round(
         instead=parts.again(invited),
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)
-    parts.answered(job, cohort, [a.hospital for a in found.absent if a.stage == question.stage])
+    parts.answered(cohort, [a.hospital for a in found.absent if a.stage == question.stage])
     mean, total = None, None
     sums = {n: float(v[0]) for n, v in found.values.items() if n not in ("update", GRADIENT)}
     if train and found.failure is None:

@@ -188,13 +188,11 @@ def test_two_of_five_lost_at_any_stage_open_nothing_and_it_is_tried_again(
         lambda kind, i, _: kind == f"query.{stage}" and i in (1, 2), drop_reply=True, times=2
     )
     run_in_process(
-        {**JUDGED, "base": base, "publish-every": 5, "stage-timeout": 2.0}, num_hospitals=5,
+        {**JUDGED, "base": base, "publish-every": 5, "stage-timeout": 6.0}, num_hospitals=5,
         workers=5, faults=[lost],
     )  # fmt: skip
-    # Once, or more often where the machine is too slow for an exchange in two seconds.
-    assert {row["code"] for row in lines("held")} == {"judging-waits"}
-    last = told[-5:]
-    assert gate(1)["gained"] == sum(gained for _, _, gained, _ in last)
+    assert [row["code"] for row in lines("held")] == ["judging-waits"]
+    assert gate(1)["gained"] == sum(gained for _, _, gained, _ in told) / 2
     assert gate(1)["hospitals"] == [f"hospital-0{i}" for i in range(5)]
 
 
