@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from client_app.finetune import outbox_of
 from client_app.hospital import Hospital
+from client_app.outbox import outbox_of
 from common.aggregation import MOST_CANDIDATES
 from common.errors import ConsiliumError
 from common.files import read_json, write_json

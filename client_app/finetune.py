@@ -14,14 +14,14 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
+from client_app.admission import admit_run, check_size
 from client_app.hospital import Hospital
 from client_app.identity import identity_of
-from client_app.outbox import Item, Outbox
+from client_app.outbox import Item, Outbox, outbox_of
 from client_app.policy import VectorsRefusal
 from common.errors import ConfigError
 from common.files import atomic_write
 from common.messages import Delivery, Offer, Receipt
-from common.privacy.limits import PrivacyLimits
 from common.secagg import Identity
 from common.vectors import SignedVector, TaskVector, bucket_of
 
@@ -42,6 +42,8 @@ def answer_offer(offer: Offer, hospital: Hospital, context: Context) -> RecordDi
         )
     private = hospital.config.privacy != "none"
     hospital.policy.vectors.check_send(private=private)
+    admit_run(offer.run, hospital)
+    check_size(hospital, offer.weights)
     outbox, identity = outbox_of(hospital, offer.run), vector_identity(hospital, context)
     with outbox.alone(offer.base):
         item = outbox.choose(offer, private=private)
@@ -92,17 +94,6 @@ def ledger_run(offer: Offer, *, private: bool) -> str:
     """
     name = f"{offer.run[:32]}-v{offer.version}-{offer.base[:12]}"
     return name if private else f"{name}-plain"
-
-
-def outbox_of(hospital: Hospital, run: str) -> Outbox:
-    """A hospital's outbox: one for all runs.
-
-    In a simulation without a policy each run has one for itself, as it has its own ledger: the
-    next run's data, epochs or ε may be others, and no vector must be taken for one of them.
-    """
-    alone = hospital.own is None and hospital.policy.privacy == PrivacyLimits.none()
-    home = hospital.run_directory(run) if alone else hospital.home
-    return Outbox(home / "outbox")
 
 
 def vector_identity(hospital: Hospital, context: Context) -> Identity:

@@ -23,7 +23,15 @@ from common.errors import FixedMissing
 from common.files import atomic_write
 from common.fixed import groups_of
 from common.messages import Job
-from common.model import ModelSpec, Weights, check_weights, state_shapes, weights_digest
+from common.model import (
+    ModelSpec,
+    Weights,
+    check_dtypes,
+    check_weights,
+    state_dtypes,
+    state_shapes,
+    weights_digest,
+)
 
 _FILES = 12
 """That are kept, of parts of models: each other one that a server sends would leave one more."""
@@ -50,6 +58,7 @@ def completed(job: Job, spec: ModelSpec, hospital: Hospital) -> Job:
         fixed.update(found)
     job = replace(job, fixed=fixed, left_out=())
     check_weights(state_shapes(spec), job.model)
+    check_dtypes(state_dtypes(spec), job.model)
     return job
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from client_app import secagg
+from client_app.admission import admit, check_size
 from client_app.cohorts import Cohorts, JudgingRefusal
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
-from common.aggregation import GAINED, JUDGE, LOST
+from common.aggregation import GAINED, JUDGE, LOST, terms_for
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope
 
@@ -42,27 +43,25 @@ def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -
             "the server asked for this hospital's counts in the clear",
             "treat the server as hostile until this is explained: counts leave in sums only",
         )
-    binding = secagg.check_invitation(
-        asked.invitation,
-        hospital,
-        run=asked.run,
-        round=asked.round,
-        purpose=JUDGE,
-        length=0,
-        model_hash=asked.models,
-        has_roster=roster_of(context) is not None,
+    check_size(hospital, asked.current, asked.candidate)
+    binding = admit(asked, hospital, purpose=JUDGE, has_roster=roster_of(context) is not None)
+    assert binding is not None  # there is an invitation
+    secagg.check_vector(
+        binding, hospital, length=0, model_hash=asked.models, terms=terms_for(hospital.config)
     )
     Cohorts(hospital, asked.run, asked.base).check(asked.models)
     from client_app.tuning import compare
 
     gained, lost = compare(asked, hospital)
+    most = c.max_examples
     message = secagg.advertise(
         context,
         hospital,
         binding,
-        {GAINED: np.array([gained]), LOST: np.array([lost])},
+        {GAINED: np.array([min(gained, most)]), LOST: np.array([min(lost, most)])},
         weight=1,
         model_hash=asked.models,
+        subjects=(f"comparison {asked.models.hex()}",),
         base=asked.base,
     )
     return Envelope(message).to_record()

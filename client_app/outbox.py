@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from client_app.hospital import Hospital
 from common.errors import ConfigError
 from common.files import atomic_write, read_json
 from common.messages import MAX_WITHDRAWALS, Offer, Receipt
+from common.privacy.limits import PrivacyLimits
 from common.secagg import Identity
 from common.vectors import SignedVector, Withdrawal
 
@@ -215,3 +217,14 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
         f"{path} in the outbox cannot be read ({type(error).__name__})",
         "restore it from the hospital's backup, or move the vector's files away: it is then lost",
     )
+
+
+def outbox_of(hospital: Hospital, run: str) -> Outbox:
+    """A hospital's outbox: one for all runs.
+
+    In a simulation without a policy each run has one for itself, as it has its own ledger: the
+    next run's data, epochs or ε may be others, and no vector must be taken for one of them.
+    """
+    alone = hospital.own is None and hospital.policy.privacy == PrivacyLimits.none()
+    home = hospital.run_directory(run) if alone else hospital.home
+    return Outbox(home / "outbox")

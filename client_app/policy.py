@@ -25,6 +25,17 @@ send = "never"              # single task vectors, which the server sees one by 
 retrain = true              # train again when the server no longer takes a vector's base
 evaluate = false            # judge candidates on validation images: two exact counts, told only
                             # in a sum over min-cohort hospitals or more
+
+[compute]                   # what a server may make this hospital compute
+max-runs-a-day = 50         # new runs within 24 hours
+max-rounds = 10000          # of a run
+max-epochs = 100            # passes over the images in one request (local-epochs)
+max-steps = 100000          # batches in one request (local-steps)
+max-batch-size = 16384      # images a step
+max-views = 32              # of each image in a step (augmentation-multiplicity)
+max-model-width = 2.0       # of a network; 1.0 is the paper's DPResNet
+max-hidden-units = 2048     # of a head on a prior
+max-model-mib = 512         # size of the models in one request, in MiB
 ```
 
 An entry that is left out has the value above. One that is unknown is an error, not ignored: a
@@ -40,6 +51,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from common.config import RunConfig
 from common.errors import ConfigError, ConsiliumError
 from common.federation_file import Table
 from common.privacy.limits import PrivacyLimits
@@ -108,6 +120,60 @@ class Vectors(Table):
             )
 
 
+class ComputeRefusal(PolicyRefusal):
+    """A server asked this hospital to compute more than its policy allows."""
+
+    code = "policy-compute"
+
+
+class Compute(Table):
+    """The table ``[compute]``: what a server may make this hospital compute."""
+
+    max_runs_a_day: int = Field(50, ge=1)
+    max_rounds: int = Field(10_000, ge=1)
+    max_epochs: int = Field(100, ge=1)
+    max_steps: int = Field(100_000, ge=1)
+    max_batch_size: int = Field(16_384, ge=1)
+    max_views: int = Field(32, ge=0)
+    max_model_width: float = Field(2.0, gt=0)
+    max_hidden_units: int = Field(2048, ge=0)
+    max_model_mib: int = Field(512, ge=1)
+
+    @classmethod
+    def none(cls) -> Compute:
+        """No limit beyond the run config's own ranges."""
+        return cls.model_validate(
+            {str(field.alias): 1 << 62 for field in cls.model_fields.values()}
+        )
+
+    def check(self, config: RunConfig) -> None:
+        """ComputeRefusal, from the run config alone, if a request of the run would be too much."""
+        for key, asked, most in (
+            ("rounds", config.rounds, self.max_rounds),
+            ("local-epochs", config.local_epochs, self.max_epochs),
+            ("local-steps", config.local_steps, self.max_steps),
+            ("batch-size", config.batch_size, self.max_batch_size),
+            ("augmentation-multiplicity", config.augmentation_multiplicity, self.max_views),
+            ("model-width", config.model_width, self.max_model_width),
+            ("hidden-units", config.hidden_units, self.max_hidden_units),
+        ):
+            if asked > most:
+                raise ComputeRefusal(
+                    f"the run has {key}={asked:g}; this hospital computes no more than {most:g}",
+                    f"ask the coordinator for a smaller {key}; the hospital may raise its limit in "
+                    "its policy, table [compute]",
+                )
+
+    def check_bytes(self, size: int) -> None:
+        """ComputeRefusal for models of more than ``size`` bytes in one request."""
+        if size > self.max_model_mib << 20:
+            raise ComputeRefusal(
+                f"the request holds models of {size >> 20} MiB; this hospital takes no more than "
+                f"{self.max_model_mib}",
+                "train a smaller model, or ask the hospital to raise [compute] max-model-mib",
+            )
+
+
 class VectorsRefusal(PolicyRefusal):
     """The hospital's policy does not let this task vector leave, be trained, or be judged."""
 
@@ -119,6 +185,7 @@ class _Document(Table):
     aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
     vectors: Vectors = Vectors()
+    compute: Compute = Compute()
 
 
 @dataclass(frozen=True)
@@ -131,6 +198,7 @@ class HospitalPolicy:
     )
     privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
     vectors: Vectors = field(default_factory=Vectors)
+    compute: Compute = field(default_factory=Compute)
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
@@ -138,7 +206,9 @@ class HospitalPolicy:
         floor = SecAggPolicy(
             min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
         )
-        return cls(False, floor, PrivacyLimits.none(), Vectors(send="any", evaluate=True))
+        return cls(
+            False, floor, PrivacyLimits.none(), Vectors(send="any", evaluate=True), Compute.none()
+        )
 
     @classmethod
     def load(cls, path: Path) -> HospitalPolicy:
@@ -163,7 +233,9 @@ class HospitalPolicy:
         except ConfigError as error:
             raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
         privacy = PrivacyLimits(**checked.privacy.model_dump())
-        return cls(aggregation.secagg == "required", limits, privacy, checked.vectors)
+        return cls(
+            aggregation.secagg == "required", limits, privacy, checked.vectors, checked.compute
+        )
 
     def check_plain(self, config_says_secagg: bool) -> None:
         """Refuse a request that would bypass aggregation: by policy, or against the run config."""

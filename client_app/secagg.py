@@ -12,20 +12,24 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
+from client_app.agreements import Agreements
 from client_app.cohorts import Cohorts
 from client_app.hospital import Hospital
 from client_app.identity import identity_of, roster_of
+from client_app.opaque import one_code
 from common.aggregation import TRAIN, VALIDATE, layout_for, params_for
+from common.config import config_digest
 from common.errors import ConfigError
 from common.files import read_json, write_json
 from common.messages import RAW, entry
-from common.secagg import HospitalRound, Refusal, RoundBinding, encode
+from common.secagg import HospitalRound, Refusal, RoundBinding, RoundTerms, encode
 
 log = logging.getLogger("consilium.hospital")
 
@@ -99,34 +103,23 @@ def validated_before(hospital: Hospital, model_hash: bytes) -> bool:
     return any(_what(purpose, model_hash) in masked for purpose in (TRAIN, VALIDATE))
 
 
-def check_invitation(
-    invitation: bytes,
-    hospital: Hospital,
-    *,
-    run: str,
-    round: int,
-    purpose: str,
-    length: int,
-    model_hash: bytes,
-    has_roster: bool,
-    grid: float = 0.0,
+def check_terms(
+    invitation: bytes, hospital: Hospital, *, run: str, round: int, purpose: str, has_roster: bool
 ) -> RoundBinding:
-    """The round's binding, if it is the one that the hospital's own run config gives.
+    """The round's binding, as far as it can be judged before any image is looked at.
 
-    Called before training: an hour's work must not end in a refusal that was foreseeable.
-    Raises Refusal for another run, round, purpose or layout, for another model than the one that
-    was received (``model_hash``), for parameters weaker than the hospital's policy, and for a
-    model from which this hospital has masked a vector already (the difference of two sums would
-    show it), unless a later round of the same run starts from the same model again because one
-    has failed: its batches are then others.
+    Raises Refusal for another run, round or purpose, for another run config than the one that this
+    hospital was told (whatever key it is: one told otherwise than the others would be alone with
+    its vector, or with its noise), for other parameters than the config's and weaker ones than the
+    policy's, and where the policy asks for a roster and there is none.
     """
     binding = RoundBinding.from_bytes(invitation)
     if (binding.run, binding.round, binding.purpose) != (run, round, purpose):
         raise _refuse("invitation", "The invitation is of another run, round or purpose")
-    if binding.model_hash != model_hash:
-        raise _refuse("model", "The model that was received is not the one that the round names")
-    if binding.layout != layout_for(purpose, length, hospital.config, grid=grid):
-        raise _refuse("layout", "The vector's layout is not the one of the run config")
+    if binding.terms.config != config_digest(hospital.config):
+        raise _refuse(
+            "config", "The run config that this hospital was told is not the one of the round"
+        )
     try:
         expected = params_for(hospital.config, binding.params.max_cohort)
     except ConfigError as error:
@@ -136,10 +129,36 @@ def check_invitation(
     hospital.policy.secagg.check(binding.params, binding.layout)
     if hospital.policy.secagg.require_roster and not has_roster:
         raise _refuse("roster", "This hospital's policy asks for a signed roster, and it has none")
-    before = Once(hospital).masked().get(_what(purpose, binding.model_hash))
-    if before is not None and (before[0] != run or before[1] >= round):
-        raise _refuse("repeated", "This hospital has taken part in a sum from this model already")
     return binding
+
+
+def check_vector(
+    binding: RoundBinding,
+    hospital: Hospital,
+    *,
+    length: int,
+    model_hash: bytes,
+    terms: RoundTerms,
+    grid: float = 0.0,
+) -> None:
+    """Whether the round's model, layout and noise are what this hospital works with.
+
+    Called before training: an hour's work must not end in a refusal that was foreseeable. Raises
+    Refusal for another model than the one that was received (``model_hash``), another layout or
+    noise than the run config gives, and for a model from which this hospital has masked a vector
+    within this Flower run (the difference of two sums would show it), unless a later round of the
+    same run starts from the same model again because one has failed. Over whom it may be summed
+    then, and in another Flower run, :mod:`client_app.agreements` decides.
+    """
+    if binding.model_hash != model_hash:
+        raise _refuse("model", "The model that was received is not the one that the round names")
+    if binding.layout != layout_for(binding.purpose, length, hospital.config, grid=grid):
+        raise _refuse("layout", "The vector's layout is not the one of the run config")
+    if not binding.terms.agree(terms):
+        raise _refuse("noise", "The round's noise is not the one that this hospital counts on")
+    before = Once(hospital).masked().get(_what(binding.purpose, binding.model_hash))
+    if before is not None and (before[0] != binding.run or before[1] >= binding.round):
+        raise _refuse("repeated", "This hospital has taken part in a sum from this model already")
 
 
 def advertise(
@@ -150,16 +169,21 @@ def advertise(
     *,
     weight: int,
     model_hash: bytes,
+    subjects: Sequence[str],
     base: str = "",
 ) -> bytes:
     """Encode the round's vector, keep it at the node, and return the signed keys.
 
     ``values``: an array for each segment but the weight. Values beyond their range are clipped;
-    how many is this hospital's own business and goes to its own log. ``base``: the id of a base
-    whose sums must all be over the same hospitals (:mod:`client_app.cohorts`).
+    how many is this hospital's own business and goes to its own log. ``subjects``: what of the
+    vector may come again, and then over which hospitals only (:mod:`client_app.agreements`).
+    ``base``: the id of a base whose sums must all be over the same hospitals
+    (:mod:`client_app.cohorts`).
     """
     wipe(context)
-    encoded = encode(binding.layout, binding.params, values, weight=weight)
+    with one_code():  # what does not fit, does not because of the data
+        weight = min(max(weight, 1), binding.layout.max_weight)
+        encoded = encode(binding.layout, binding.params, values, weight=weight)
     for segment, count in encoded.clipped.items():
         if count:
             log.warning(
@@ -180,7 +204,7 @@ def advertise(
     # As raw bytes: Flower's numpy form would copy a large vector twice.
     stored = Array(str(vector.dtype), vector.shape, RAW, vector.tobytes())
     context.state[_INPUT] = ArrayRecord({"vector": stored})
-    _store(context, machine, binding, Once(hospital).begin(), base)
+    _store(context, machine, binding, _Kept(Once(hospital).begin(), base, tuple(subjects)))
     return message
 
 
@@ -203,13 +227,18 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
         raise _refuse("no-round", "This node is in no round: it was restarted, or has aborted")
     machine = HospitalRound.from_bytes(bytes(record["machine"]))  # type: ignore[arg-type]
     binding = RoundBinding.from_bytes(bytes(record["binding"]))  # type: ignore[arg-type]
-    token, base = str(record["token"]), str(record["base"])
+    kept = _Kept.of(record)
     try:
-        Once(hospital).take(token, stage)
+        Once(hospital).take(kept.token, stage)
         reply = _stage(stage, machine, message, binding, context, hospital)
-        if stage == CONSISTENCY and base:
+        if stage == CONSISTENCY:
             # The reply is a signature under these survivors: it leaves only after they are noted.
-            Cohorts(hospital, binding.run, base).agree(binding.model_hash, machine.survivors)
+            if kept.base:
+                cohorts = Cohorts(hospital, binding.run, kept.base)
+                cohorts.agree(binding.model_hash, machine.survivors)
+            agreements = Agreements(hospital)
+            for subject in kept.subjects:
+                agreements.sign(subject, machine.survivors, binding.params.min_cohort)
     except BaseException:
         machine.wipe()
         wipe(context)
@@ -217,7 +246,7 @@ def answer(stage: str, message: bytes, context: Context, hospital: Hospital) -> 
     if stage == UNMASK:
         wipe(context)
     else:
-        _store(context, machine, binding, token, base)
+        _store(context, machine, binding, kept)
     return reply
 
 
@@ -257,15 +286,29 @@ def _stage(
     raise _refuse("stage", "There is no such stage")
 
 
-def _store(
-    context: Context, machine: HospitalRound, binding: RoundBinding, token: str, base: str
-) -> None:
+@dataclass(frozen=True)
+class _Kept:
+    """What the node keeps of a round beside the protocol's own state."""
+
+    token: str
+    base: str
+    subjects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: ConfigRecord) -> _Kept:
+        """As :func:`_store` wrote it."""
+        subjects = str(record["subjects"]).split("\n") if record["subjects"] else ()
+        return cls(str(record["token"]), str(record["base"]), tuple(subjects))
+
+
+def _store(context: Context, machine: HospitalRound, binding: RoundBinding, kept: _Kept) -> None:
     context.state[_STATE] = ConfigRecord(
         {
             "machine": machine.to_bytes(),
             "binding": binding.to_bytes(),
-            "token": token,
-            "base": base,
+            "token": kept.token,
+            "base": kept.base,
+            "subjects": "\n".join(kept.subjects),
         }
     )
 

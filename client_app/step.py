@@ -32,6 +32,8 @@ class Sum:
     mechanism: str
     """As the ledger enters it: a step's gradient, or a statistic of the features."""
     shares: NoiseShares
+    sampling_rate: float
+    """q: of a statistic 1."""
     compute: Callable[[], Tensor]
     """(d,) float64: clipped by privacy unit, private until the noise is added."""
 
@@ -45,6 +47,7 @@ def sum_of(run: PrivateRun, spec: ModelSpec, job: Job) -> Sum:
         return Sum(
             TRAINING,
             shares_of(promise, run.plan.noise_multiplier, dimension),
+            run.plan.sampling_rate,
             lambda: _gradient(run, model, job),
         )
     if not isinstance(model, PriorHead):
@@ -56,6 +59,7 @@ def sum_of(run: PrivateRun, spec: ModelSpec, job: Job) -> Sum:
     return Sum(
         statistic,
         shares_of(promise, run.plan.statistics[statistic], length, clipping_norm=NORM),
+        1.0,
         lambda: _statistic(run, model, job, statistic),
     )
 

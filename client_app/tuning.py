@@ -14,6 +14,7 @@ from torch import nn
 
 from client_app.data import Part, data_of
 from client_app.hospital import Hospital
+from client_app.opaque import one_code
 from client_app.private import admitted, note_non_private
 from client_app.work import Work, checked_spec, sums
 from common.config import RunConfig
@@ -86,10 +87,11 @@ def compare(asked: Comparison, hospital: Hospital) -> tuple[int, int]:
     data = data_of(hospital)
     model = build(checked_spec(asked, hospital, data))
     note_non_private(asked.run, hospital, data)
-    before, after = (
-        _right(model, weights, data.val, hospital.config)
-        for weights in (asked.current, asked.candidate)
-    )
+    with one_code():
+        before, after = (
+            _right(model, weights, data.val, hospital.config)
+            for weights in (asked.current, asked.candidate)
+        )
     return int((after & ~before).sum()), int((before & ~after).sum())
 
 

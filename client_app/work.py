@@ -5,8 +5,10 @@ Imported only when a hospital trains or evaluates, since it needs torch.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,13 +16,16 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from client_app import secagg
+from client_app.admission import admit, check_size
+from client_app.agreements import Agreements
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
 from client_app.identity import roster_of
+from client_app.opaque import one_code
 from client_app.private import PrivateRun, admitted, note_non_private
-from client_app.step import kept_features, sum_of
-from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
+from client_app.step import Sum, kept_features, sum_of
+from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten, terms_for
 from common.errors import ConfigError, ProtocolError
 from common.evaluation import EvalResult, evaluate
 from common.messages import Comparison, Envelope, Job, Report
@@ -31,7 +36,9 @@ from common.privacy.figures import Figures
 from common.privacy.limits import EXACT
 from common.privacy.randomness import SecureRandom
 from common.secagg import RoundBinding
-from common.training import TrainResult, TrainSettings, train
+from common.training import TrainingError, TrainResult, TrainSettings, train
+
+log = logging.getLogger("consilium.hospital")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +57,17 @@ class Work:
     """The fixed entries that came with the request, to be kept."""
 
     @classmethod
-    def checked(cls, job: Job, hospital: Hospital, context: Context) -> Work:
-        """Of a round's job, before it is known whether its sums are secured."""
+    def checked(cls, job: Job, hospital: Hospital, context: Context, *, purpose: str) -> Work:
+        """Of a round's job; refused before any image is read, where that is possible."""
         if hospital.config.mode == "vectors":
             # What its own messages guard would otherwise be had by asking for a round.
             raise ConfigError(
                 "the server asked for a round in a run of vectors, which has none",
                 "treat the server as hostile until this is explained",
             )
+        roster = roster_of(context) is not None
+        check_size(hospital, job.weights, job.fixed)
+        binding = admit(job, hospital, purpose=purpose, has_roster=roster)
         data = data_of(hospital)
         spec = checked_spec(job, hospital, data)
         if set(job.weights) != set(moving_names(hospital.config, spec)):
@@ -66,31 +76,27 @@ class Work:
                 "run the same version of consilium at the server and at every hospital",
             )
         whole = completed(job, spec, hospital)
-        return cls(whole, hospital, data, spec, context, None, came=job.fixed)
+        return cls(whole, hospital, data, spec, context, binding, came=job.fixed)
 
-    def invited(self, purpose: str, *, length: int | None = None, grid: float = 0.0) -> Work:
-        """The same with its invitation, checked; without one where the request, rightly, has none.
+    def agreed(self, asked: Sum | None = None) -> Work:
+        """The same, once the round is known to be about this model and vector.
 
-        ``length``, ``grid``: of a server step's sum. Only now is anything of the request kept.
+        ``asked``: a server step's sum. Only now is anything of the request kept.
         """
         job, hospital = self.job, self.hospital
-        if not job.invitation:
-            hospital.policy.check_plain(hospital.config.secagg)
-            keep(self.came, hospital)
-            return self
-        binding = secagg.check_invitation(
-            job.invitation,
-            hospital,
-            run=job.run,
-            round=job.round,
-            purpose=purpose,
-            length=flat_length(job.weights) if length is None else length,
-            model_hash=bytes.fromhex(self.model),
-            has_roster=roster_of(self.context) is not None,
-            grid=grid,
-        )
+        if self.binding is not None:
+            shares = None if asked is None else asked.shares
+            rate = 0.0 if asked is None else asked.sampling_rate
+            secagg.check_vector(
+                self.binding,
+                hospital,
+                length=flat_length(job.weights) if shares is None else shares.dimension,
+                model_hash=bytes.fromhex(self.model),
+                terms=terms_for(hospital.config, shares, sampling_rate=rate),
+                grid=0.0 if shares is None else shares.step,
+            )
         keep(self.came, hospital)
-        return replace(self, binding=binding)
+        return self
 
     @cached_property
     def model(self) -> str:
@@ -98,7 +104,14 @@ class Work:
         return weights_digest(self.job.model)
 
     def validate(self) -> EvalResult:
-        """The model's exact figures on the validation images: for the hospital's eyes only."""
+        """The model's exact figures on the validation images: for the hospital's eyes only.
+
+        WorkFailed for whatever goes wrong.
+        """
+        with one_code():
+            return self._validate()
+
+    def _validate(self) -> EvalResult:
         val, config = self.data.val, self.hospital.config
         model, weights, inputs = head_alone(
             build(self.spec), self.job.model, val.images, kept_features(self.hospital)
@@ -116,7 +129,18 @@ class Work:
 
         Of a classifier on a prior the head is trained, on features that are computed once.
         In a simulation with ``simulated-delay`` it begins later, the more so the higher its number.
+        A training that ends in NaN or infinity gives zeros, since a server can choose a model that
+        overflows on one image. WorkFailed for whatever else goes wrong.
         """
+        with one_code():
+            try:
+                return self._train(run)
+            except TrainingError:
+                log.exception("this training came to nothing: zeros are handed over in its place")
+                zeros = {name: np.zeros(a.shape, np.float32) for name, a in self.job.model.items()}
+                return TrainResult(zeros, 0.0, len(self.data.train), 0)
+
+    def _train(self, run: PrivateRun | None) -> TrainResult:
         c, job, part = self.hospital.config, self.job, self.data.train
         model = job.model
         if self.hospital.own is None and c.simulated_delay:
@@ -165,9 +189,13 @@ class Work:
         return replace(self, job=replace(self.job, weights=weights, fixed={}))
 
     def exact_figures(self) -> Figures:
-        """The same, told as they are."""
+        """The same, told as they are; a loss that is not finite as 0."""
         result = self.validate()
-        return Figures(result.examples, float(result.correct), result.loss_sum)
+        loss = result.loss_sum
+        if not math.isfinite(loss):
+            log.warning("the validation loss is %s: it is told as 0", loss)
+            loss = 0.0
+        return Figures(result.examples, float(result.correct), loss)
 
     def private_figures(self, run: PrivateRun) -> Figures:
         """What the policy lets out under privacy; exact figures only into a secured sum."""
@@ -187,20 +215,25 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     Under secure aggregation the answer holds this round's public keys only; update and figures
     stay at the node, to be masked. PolicyRefusal if the request would bypass it.
     """
-    work = Work.checked(job, hospital, context)
+    work = Work.checked(job, hospital, context, purpose=TRAIN)
     if hospital.config.server_step:
         return _step(work)
-    work = work.invited(TRAIN)
+    work = work.agreed()
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         figures = work.exact_figures()
         result = work.train(None)
-        weight = len(work.data.train)
-        return _updated(work, figures, result.update, weight, train_loss=result.loss * weight)
+        weight = min(len(work.data.train), hospital.config.max_examples)
+        return _updated(
+            work, figures, result.update, weight,
+            train_loss=result.loss * weight, subjects=(f"model {work.model}",),
+        )  # fmt: skip
     with admitted(job.run, hospital, work.data) as run:
         update = run.update(job.round, work.model, lambda: work.train(run).update)
         figures = work.private_figures(run)
-        return _updated(work, figures, update, run.plan.train_count)
+        # The same round on the same model gets the same, kept update (client_app.private).
+        subject = f"update {job.run} {job.round} {work.model}"
+        return _updated(work, figures, update, run.plan.train_count, subjects=(subject,))
 
 
 def _step(work: Work) -> RecordDict:
@@ -211,12 +244,12 @@ def _step(work: Work) -> RecordDict:
     job = work.job
     with admitted(job.run, work.hospital, work.data) as run:
         asked = sum_of(run, work.spec, job)
-        shares = asked.shares
-        work = work.invited(TRAIN, length=shares.dimension, grid=shares.step)
+        work = work.agreed(asked)
         figures = work.private_figures(run)
 
         def draw() -> np.ndarray:
-            return shares.release(asked.compute(), SecureRandom())
+            with one_code():
+                return asked.shares.release(asked.compute(), SecureRandom())
 
         values = {GRADIENT: run.drawn(job.round, work.model, asked.mechanism, draw)}
         return _answer(work, figures, values, run.plan.train_count)
@@ -224,7 +257,7 @@ def _step(work: Work) -> RecordDict:
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     """Validate ``job``'s model on the hospital's validation images; nothing is trained."""
-    work = Work.checked(job, hospital, context).invited(VALIDATE)
+    work = Work.checked(job, hospital, context, purpose=VALIDATE).agreed()
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
         return _answer(work, work.exact_figures())
@@ -233,7 +266,13 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
 
 
 def _updated(
-    work: Work, figures: Figures, update: Weights, weight: int, *, train_loss: float | None = None
+    work: Work,
+    figures: Figures,
+    update: Weights,
+    weight: int,
+    *,
+    train_loss: float | None = None,
+    subjects: Sequence[str] = (),
 ) -> RecordDict:
     """The report in the clear; or this round's keys, and the rest to be masked.
 
@@ -250,7 +289,7 @@ def _updated(
     values = {"update": flatten(update)}
     if train_loss is not None:
         values["train-loss-sum"] = np.array([train_loss])
-    return _answer(work, figures, values, weight)
+    return _answer(work, figures, values, weight, subjects=subjects)
 
 
 def _answer(
@@ -258,20 +297,41 @@ def _answer(
     figures: Figures,
     values: Mapping[str, np.ndarray] | None = None,
     weight: int = 1,
+    *,
+    subjects: Sequence[str] = (),
 ) -> RecordDict:
-    """The figures in the clear; or this round's keys, and figures and ``values`` to be masked."""
+    """The figures in the clear; or this round's keys, and figures and ``values`` to be masked.
+
+    ``subjects``: what of ``values`` comes again if it is asked for again.
+    """
     job, hospital = work.job, work.hospital
     if work.binding is None:
         return Report(job.run, job.round, hospital.name, sums("val", figures)).to_record()
-    if secagg.validated_before(hospital, bytes.fromhex(work.model)):
+    exact = hospital.config.privacy == "none"
+    of_figures = f"model {work.model}" if exact else f"figures {job.run} {work.model}"
+    told_before = secagg.validated_before(hospital, bytes.fromhex(work.model))
+    if told_before or (not exact and Agreements(hospital).has_signed(of_figures)):
         figures = Figures(0, 0.0, 0.0)
-    exact_counts = hospital.config.privacy == "none"
+    if figures.examples:
+        subjects = (*subjects, of_figures)
+    figures = within(figures, hospital.config.max_examples)
     counted = {
         "val-examples": np.array([figures.examples]),
-        "val-correct": np.array([int(figures.correct) if exact_counts else figures.correct]),
+        "val-correct": np.array([int(figures.correct) if exact else figures.correct]),
         "val-loss-sum": np.array([figures.loss_sum]),
     }
-    return _keys(work, work.binding, {**(values or {}), **counted}, weight=weight)
+    return _keys(work, work.binding, {**(values or {}), **counted}, weight, subjects)
+
+
+def within(figures: Figures, most: int) -> Figures:
+    """``figures`` of no more than ``most`` images: scaled down, where there are more.
+
+    A refusal instead would tell how many images this hospital has.
+    """
+    if figures.examples <= most:
+        return figures
+    share = most / figures.examples
+    return Figures(most, math.floor(figures.correct * share), figures.loss_sum * share)
 
 
 def sums(name: str, figures: Figures) -> dict[str, float]:
@@ -284,7 +344,11 @@ def sums(name: str, figures: Figures) -> dict[str, float]:
 
 
 def _keys(
-    work: Work, binding: RoundBinding, values: Mapping[str, np.ndarray], *, weight: int
+    work: Work,
+    binding: RoundBinding,
+    values: Mapping[str, np.ndarray],
+    weight: int,
+    subjects: Sequence[str],
 ) -> RecordDict:
     message = secagg.advertise(
         work.context,
@@ -293,6 +357,7 @@ def _keys(
         values,
         weight=weight,
         model_hash=bytes.fromhex(work.model),
+        subjects=subjects,
     )
     return Envelope(message).to_record()
 

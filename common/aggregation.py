@@ -2,18 +2,30 @@
 
 A hospital builds the layout and the parameters from the run config and compares them with the
 server's invitation: a round cannot ask for another scale, weight or segment than the run began
-with. The run config itself is the coordinator's; a hospital's limits on it are its policy.
+with, and no two hospitals of a round can have been told different run configs. The run config
+itself is the coordinator's; a hospital's limits on it are its policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.config import RunConfig
+from common.config import RunConfig, config_digest
 from common.errors import ConfigError
-from common.secagg import WEIGHT, SecAggParams, Segment, VectorLayout, update_layout
+from common.secagg import (
+    WEIGHT,
+    RoundTerms,
+    SecAggParams,
+    Segment,
+    VectorLayout,
+    update_layout,
+)
+
+if TYPE_CHECKING:
+    from common.privacy.distributed import NoiseShares
 
 TRAIN = "train"
 VALIDATE = "validate"
@@ -100,6 +112,23 @@ def layout_for(purpose: str, length: int, config: RunConfig, *, grid: float = 0.
         weight = Segment(name=WEIGHT, length=1, bound=most, kind="integer")
         return VectorLayout((gradient, weight, *metrics), most)
     return update_layout(length, bound=config.update_range, max_weight=most, metrics=metrics)
+
+
+def terms_for(
+    config: RunConfig, shares: NoiseShares | None = None, *, sampling_rate: float = 0.0
+) -> RoundTerms:
+    """What decides, beside the layout, how the vectors of a round of this run are made.
+
+    ``shares``: the noise of a server step's sum, of units that are sampled at ``sampling_rate``.
+    """
+    if shares is None:
+        return RoundTerms(config=config_digest(config))
+    return RoundTerms(
+        config=config_digest(config),
+        noise_multiplier=shares.noise_multiplier,
+        clipping_norm=shares.clipping_norm,
+        sampling_rate=sampling_rate,
+    )
 
 
 def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -144,6 +144,12 @@ def state_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
+def state_dtypes(spec: ModelSpec) -> Mapping[str, np.dtype[np.generic]]:
+    """Dtypes of the entries of the model's state, in its own order."""
+    return {name: t.numpy().dtype for name, t in _template(spec).state_dict().items()}
+
+
+@lru_cache(maxsize=8)
 def state_shapes(spec: ModelSpec) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the entries of the model's state, in its own order."""
     return {name: tuple(t.shape) for name, t in _template(spec).state_dict().items()}
@@ -251,11 +257,34 @@ def check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, n
             )
 
 
+def check_dtypes(
+    dtypes: Mapping[str, np.dtype[np.generic]], weights: Mapping[str, np.ndarray]
+) -> None:
+    """ModelError unless ``weights`` have exactly these dtypes: else one model had many digests."""
+    for name, dtype in dtypes.items():
+        if weights[name].dtype != dtype:
+            raise ModelError(
+                f"weights entry '{name}' is {weights[name].dtype}, not {dtype}",
+                "send the weights as the model has them",
+            )
+
+
 def weights_digest(weights: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and values: the id of a model's state."""
+    """SHA-256 (hex) over names, dtypes, shapes and values: the id of a model's state.
+
+    Equal values have one digest, whatever their bytes: −0.0 counts as 0.0, all NaN as one, and the
+    order of bytes and entries does not count.
+    """
     h = hashlib.sha256()
     for name in sorted(weights):
         array = np.asarray(weights[name], order="C")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if np.issubdtype(array.dtype, np.floating):
+            # Both make a copy, and most models need neither.
+            if np.signbit(array[array == 0]).any():
+                array = array + array.dtype.type(0)
+            if np.isnan(array).any():
+                array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
         h.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         h.update(array.data)
     return h.hexdigest()

@@ -28,7 +28,7 @@ from server_app.directory import Directory
 from server_app.exchange import Absence
 from server_app.fixed import FixedParts
 from server_app.progress import Progress
-from server_app.rounds import Outcome, add_update, plain_round, with_momentum
+from server_app.rounds import Outcome, add_update, needed, plain_round, with_momentum
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
 from server_app.server_step import ServerStep
@@ -158,10 +158,11 @@ class FedAvg:
         )  # fmt: skip
         cohort, gone = self.directory.reach(names)
         if self.config.secagg:
+            least = needed(len(names), self.config.quorum) if train else 0
             outcome = secure_round(
                 self.grid, cohort, job, self.config,
                 train=train, roster=self.roster, step=self.step if train else None,
-                parts=self.parts,
+                parts=self.parts, least=least,
             )  # fmt: skip
         else:
             outcome = plain_round(

@@ -6,6 +6,7 @@ FedAvg (McMahan et al. 2017) on updates: Σ nᵢ(θᵢ − θ) / Σ nᵢ. The se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Outcome:
         """Why the round does not count, or None if it does."""
         if self.failure is not None:
             return self.failure
-        if self.contributed and len(self.contributed) >= quorum * len(self.expected) - 1e-9:
+        if len(self.contributed) >= needed(len(self.expected), quorum):
             return None
         return (
             f"{len(self.contributed)} of {len(self.expected)} hospitals contributed, "
@@ -77,6 +78,11 @@ class Outcome:
             "dropped": [a.as_dict() for a in self.absent],
             "stage_seconds": self.seconds,
         }
+
+
+def needed(expected: int, quorum: float) -> int:
+    """How many of ``expected`` hospitals must contribute for a round to count; at least one."""
+    return max(1, math.ceil(quorum * expected - 1e-9))
 
 
 def plain_round(

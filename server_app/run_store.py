@@ -23,21 +23,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from common.config.keys import BY_NAME
+from common.config import BY_NAME, RunConfig, may_change_on_resume
 from common.errors import ConfigError
 from common.files import atomic_write, consilium_home, read_json, write_json
 from common.messages import check_run_id
 
 PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
-
-# What may differ between a run and the run that resumes it: when to stop and how long to wait.
-MAY_CHANGE_ON_RESUME = frozenset({
-    "resume", "rounds", "connect-timeout", "round-timeout", "quorum", "threads", "device",
-    "test-every",
-    # Of a run of vectors: no vector and no published base depends on them.
-    "versions", "duration", "vector-timeout", "publish-every", "publish-quorum", "publish-margin",
-    "merge-rule", "max-staleness", "simulated-delay", "judged-by",
-})  # fmt: skip
 
 
 def runs_directory() -> Path:
@@ -82,7 +73,7 @@ class RunStore:
         before = read_json(directory / "config.json")
         for key, value in config.items():
             default = BY_NAME[key].default  # of a key that came after the run
-            fixed = key not in MAY_CHANGE_ON_RESUME or (key == "rounds" and _rounds_fixed(config))
+            fixed = not may_change_on_resume(key, RunConfig.parse(config))
             if fixed and before.get(key, default) != value:
                 raise ConfigError(
                     f"run {run} had {key}={before.get(key)!r}, but is resumed with {value!r}",
@@ -180,11 +171,6 @@ class RunStore:
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     return save({k: np.asarray(v, order="C") for k, v in arrays.items()})
-
-
-def _rounds_fixed(config: Mapping[str, Any]) -> bool:
-    """Whether what was done so far hung on the number of rounds: the noise, or the schedule."""
-    return bool(config["privacy"] != "none" or config["learning-rate-schedule"] != "constant")
 
 
 def versions() -> dict[str, str]:

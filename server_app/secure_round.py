@@ -23,6 +23,7 @@ from common.aggregation import (
     flat_length,
     layout_for,
     params_for,
+    terms_for,
     unflatten,
 )
 from common.config import RunConfig
@@ -160,11 +161,13 @@ def secure_round(
     roster: Mapping[str, bytes] | None = None,
     step: ServerStep | None = None,
     parts: FixedParts | None = None,
+    least: int = 0,
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; learn the sums.
 
     With ``step`` hospitals do not train but send the sums of one step. ``parts``: who holds the
-    model's fixed entries already.
+    model's fixed entries already. ``least``: contributors below which no sum is opened: hospitals
+    sign for one set of survivors of a model, which must not be wasted on a round that is not used.
 
     The outcome has no mean update, and says why, when too few took part: the round failed
     closed, nothing was opened. ConfigError if the settings can work for no cohort.
@@ -172,6 +175,7 @@ def secure_round(
     purpose = TRAIN if train else VALIDATE
     shares = None if step is None else step.shares(job.round)
     length = flat_length(job.weights) if shares is None else shares.dimension
+    rate = 0.0 if step is None else step.rate(job.round)
     binding = RoundBinding(
         run=job.run,
         round=job.round,
@@ -180,16 +184,26 @@ def secure_round(
         params=params_for(config, max(len(cohort), config.num_shares, config.min_cohort)),
         layout=layout_for(purpose, length, config, grid=0.0 if shares is None else shares.step),
         model_hash=bytes.fromhex(weights_digest(job.model)),
+        terms=terms_for(config, shares, sampling_rate=rate),
     )
     invited = replace(job, invitation=binding.to_bytes())
     parts = parts or FixedParts()
     messages = parts.messages(invited, cohort)
+
+    def enough(survivors: list[str]) -> None:
+        if len(survivors) < least:
+            raise RoundError(
+                f"{len(survivors)} of {len(cohort)} hospitals were left, and {least} are needed",
+                "wait for the others, or lower the quorum",
+            )
+
     question = Question(
         messages.__getitem__,
         kind="train" if train else "evaluate",
         stage="train" if train else "validate",
         timeout=config.round_timeout,
         stage_timeout=lambda: config.stage_timeout,
+        on_survivors=enough,
         instead=parts.again(invited),
     )
     found = secure_sum(grid, cohort, binding, question, roster=roster)

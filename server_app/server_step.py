@@ -81,6 +81,10 @@ class ServerStep:
         dimension = sum(math.prod(shape) for shape in self.shapes.values())
         return shares_of(promise, self.noise_multiplier, dimension)
 
+    def rate(self, round: int) -> float:
+        """The rate at which ``round`` samples privacy units: 1 for a statistic."""
+        return 1.0 if self.is_statistic(round) else self.config.sampling_rate
+
     def summed(self, round: int, total: np.ndarray, examples: float, hospitals: int) -> np.ndarray:
         """(d,) float64: what the opened integers ``total`` of ``round`` stand for.
 

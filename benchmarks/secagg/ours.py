@@ -20,6 +20,7 @@ from common.secagg import (
     HospitalRound,
     Identity,
     RoundBinding,
+    RoundTerms,
     SecAggParams,
     SecAggPolicy,
     ServerRound,
@@ -178,6 +179,7 @@ def binding_of(case: Case) -> RoundBinding:
         ),
         layout=update_layout(case.parameters, bound=RANGE, max_weight=MAX_WEIGHT),
         model_hash=MODEL,
+        terms=RoundTerms(config=MODEL),
     )
 
 

@@ -8,6 +8,12 @@ value out of range or an impossible combination is a :class:`~common.errors.Conf
 with what is wrong and what to do.
 """
 
+from common.config.agreement import (
+    MAY_CHANGE_ON_RESUME,
+    config_digest,
+    lasting_digest,
+    may_change_on_resume,
+)
 from common.config.key import Key, Value
 from common.config.keys import BY_NAME, DATASETS, KEYS, MEDMNIST_2D, markdown_table, toml_table
 from common.config.rules import LEAST_EPSILON
@@ -18,10 +24,14 @@ __all__ = [
     "DATASETS",
     "KEYS",
     "LEAST_EPSILON",
+    "MAY_CHANGE_ON_RESUME",
     "MEDMNIST_2D",
     "Key",
     "RunConfig",
     "Value",
+    "config_digest",
+    "lasting_digest",
     "markdown_table",
+    "may_change_on_resume",
     "toml_table",
 ]

@@ -26,7 +26,7 @@ random state, nothing that unpickles. A hospital runs :class:`HospitalRound`, th
 :class:`ServerRound`; both are bytes in, bytes out.
 """
 
-from common.secagg.binding import RoundBinding
+from common.secagg.binding import RoundBinding, RoundTerms
 from common.secagg.encoding import Encoded, decode, encode
 from common.secagg.errors import Refusal
 from common.secagg.hospital import HospitalRound
@@ -48,6 +48,7 @@ __all__ = [
     "RosterEntry",
     "RoundBinding",
     "RoundOutcome",
+    "RoundTerms",
     "SecAggParams",
     "SecAggPolicy",
     "Segment",

@@ -17,7 +17,8 @@ import msgpack
 
 from common.secagg.errors import Refusal, malformed
 
-VERSION = 1
+VERSION = 2
+"""2: the invitation holds the round's terms."""
 NAME_BYTES = 128
 
 

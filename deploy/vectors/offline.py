@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 
-from client_app.finetune import fine_tune, outbox_of
+from client_app.finetune import fine_tune
 from client_app.hospital import Hospital
 from client_app.hospital_file import HospitalFile, HospitalFolder
 from client_app.identity import identity_of
-from client_app.outbox import Item, Outbox
+from client_app.outbox import Item, Outbox, outbox_of
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.messages import Offer

@@ -22,7 +22,15 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from common.aggregation import GAINED, JUDGE, LOST, MOST_CANDIDATES, layout_for, params_for
+from common.aggregation import (
+    GAINED,
+    JUDGE,
+    LOST,
+    MOST_CANDIDATES,
+    layout_for,
+    params_for,
+    terms_for,
+)
 from common.config import RunConfig
 from common.errors import ConfigError, RoundError
 from common.files import read_json, write_json
@@ -258,6 +266,7 @@ class FederatedJudge:
             params=params_for(c, max(len(cohort), c.num_shares, c.min_cohort)),
             layout=layout_for(JUDGE, 0, c),
             model_hash=models,
+            terms=terms_for(c),
         )
         asked = Comparison(
             run=self._run, round=self._round, base=base.id, model_digest=base.model_digest,

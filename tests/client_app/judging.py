@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from client_app import tuning
 from client_app.app import app
-from common.aggregation import JUDGE, layout_for, params_for
+from common.aggregation import JUDGE, layout_for, params_for, terms_for
 from common.config import KEYS, RunConfig
 from common.messages import Comparison, Offer, Refusal
 from common.model import ModelSpec, Weights, build, get_weights
@@ -83,6 +83,7 @@ def asked(
     told: dict[str, Any] = {
         "run": run, "round": number, "purpose": JUDGE, "params": params_for(CONFIG, 6),
         "layout": layout_for(JUDGE, 0, CONFIG), "model_hash": bare.models,
+        "terms": terms_for(CONFIG),
     } | (binding or {})  # fmt: skip
     invitation = RoundBinding(**told).to_bytes() if invited else b""
     return Comparison(

@@ -57,7 +57,8 @@ def test_details_of_an_error_stay_in_the_hospitals_log(caplog: pytest.LogCapture
     secret = "/wards/oncology/patients.npz"
     weights = get_weights(build(ModelSpec(width=0.03125), seed=0))
     job = Job("run-1", 1, b"x", weights).to_record()
-    answer = ask("train", job, {"dataset": "npz", "data-path": secret, "privacy": "none"}, NODE)
+    config = {"dataset": "npz", "data-path": secret, "privacy": "none", "secagg": False}
+    answer = ask("train", job, config, NODE)
     refusal = Refusal.in_record(answer)
     assert refusal is not None
     assert refusal.code == "data"

@@ -17,6 +17,7 @@ from common.secagg import (
     Identity,
     Refusal,
     RoundBinding,
+    RoundTerms,
     SecAggParams,
     SecAggPolicy,
     Segment,
@@ -29,6 +30,7 @@ from common.secagg.masks import RingArray
 
 STAGES = ("advertise", "share", "masked", "consistency", "unmask")
 MODEL = bytes(range(32))
+TERMS = RoundTerms(config=bytes(32))
 POLICY = SecAggPolicy(min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16)
 IDENTITIES = {f"h{index:02d}": Identity(bytes([index + 1]) * 32) for index in range(16)}
 ROSTER = {name: identity.public for name, identity in IDENTITIES.items()}
@@ -44,8 +46,9 @@ def one_hot_layout(count: int) -> VectorLayout:
 
 def binding_for(params: SecAggParams, layout: VectorLayout, **changes: object) -> RoundBinding:
     base = RoundBinding(
-        run="run-1", round=3, purpose="update", params=params, layout=layout, model_hash=MODEL
-    )
+        run="run-1", round=3, purpose="update", params=params, layout=layout, model_hash=MODEL,
+        terms=TERMS,
+    )  # fmt: skip
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -22,6 +22,7 @@ from common.secagg.keys import pair_mask_key, public_key, self_mask_key
 from common.secagg.layout import update_layout
 from common.secagg.masks import add_mask
 from common.secagg.statements import SEED, ShareStatement, cohort_hash, commit, survivors_statement
+from common.secagg.wire import VERSION
 from tests.common.secagg.driver import IDENTITIES, MODEL, POLICY, binding_for
 
 PATH = Path(__file__).with_name("vectors.json")
@@ -149,9 +150,13 @@ def malformed(vectors: dict[str, object]) -> list[dict[str, str]]:
             (b"\x91" * 1100, "nested too deep"),
         ):
             add(reader, "secagg-malformed", broken, why)
-        add(reader, "secagg-version", msgpack.packb([2, *head[1:], *body]), "version 2")
+        for version in (VERSION - 1, VERSION + 1):
+            other = msgpack.packb([version, *head[1:], *body])
+            add(reader, "secagg-version", other, f"version {version}")
         add(reader, "secagg-version", msgpack.packb([True, *head[1:], *body]), "version true")
-        add(reader, "secagg-kind", msgpack.packb([1, "other", head[2], *body]), "another kind")
+        add(
+            reader, "secagg-kind", msgpack.packb([VERSION, "other", head[2], *body]), "another kind"
+        )
         if reader != "invitation":
             other, none = [*head[:2], bytes(32), *body], [*head[:2], b"", *body]
             add(reader, "secagg-context", msgpack.packb(other), "another round")
