@@ -57,7 +57,7 @@ def overflows_on_one_image(federation: Federation) -> Weights:
         probe["head.weight"] = np.eye(8, units, start, dtype=np.float32)
         every = [logits_of(federation, probe, i) for i in range(federation.grid.num_hospitals)]
         seen.append(torch.cat(every).double())
-    two = torch.cat(seen, 1)[:, :units].topk(2, dim=0).values
+    two = torch.cat(seen, 1)[:, :units].abs().topk(2, dim=0).values
     alive = two[1] > 1.0  # at two images or more
     unit = int(torch.where(alive, two[0] / two[1], 0.0).argmax())
     head = np.zeros_like(weights["head.weight"])
