@@ -30,6 +30,7 @@ from deploy.provision.requests import Request
 from server_app.registry import Registry
 from server_app.run_store import RunStore
 from server_app.vectors.base import write_base
+from server_app.vectors.federated import FederatedJudge, _OfBase
 from server_app.vectors.keys import Keys
 from server_app.vectors.manifest import Manifest, Member
 from tests.golden.fixed import MOMENT, frozen, identity, node_key
@@ -129,8 +130,10 @@ def write_identities(folder: Path) -> None:
 
 def write_judging(folder: Path) -> None:
     """What the server notes of candidates that hospitals compared."""
-    kept = {"hospitals": list(HOSPITALS), "tried": ["d" * 64]}
-    write_json(folder / "judging.json", {"round": 4, "bases": {base().id: kept}})
+    kept = _OfBase(list(HOSPITALS), ["d" * 64], {"d" * 64: [3, 30]})
+    judge = _judge(folder / "judging.json")
+    judge._round, judge._bases = 4, {base().id: kept}
+    judge._save()
 
 
 def write_federation(folder: Path) -> None:
@@ -259,6 +262,12 @@ def write_prior(folder: Path) -> None:
     prior = PriorFeatures(PriorSpec(widths=(8,), dimension=4, size=12, zooms=(1.0,)))
     save_prior(prior, folder / "prior.safetensors", made_by="tests.golden.make")
     _keep(folder / "features" / f"{'f' * 64}.safetensors", torch.arange(8.0).reshape(2, 4))
+
+
+def _judge(path: Path) -> FederatedJudge:
+    """A server's judge that asks nobody."""
+    config = RunConfig.parse({key.name: key.default for key in KEYS})
+    return FederatedJudge(None, config, RUN, path, hospitals=3, say=print)  # type: ignore[arg-type]
 
 
 def _spec() -> ModelSpec:

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.messages import WIRE
+from common.privacy.ledger import schema
+from common.secagg import wire as secagg
 from tests.golden import files, records
 from tests.golden.fixed import FOLDER
 
@@ -34,16 +37,10 @@ class Format:
     """
 
 
-def _wire() -> str:
-    from common.messages import wire
-
-    return str(wire.VERSION)
-
-
 FORMATS = {
-    "wire": Format(_wire(), records.write_wire),
-    "secagg": Format("1", records.write_secagg),
-    "ledger": Format("1", files.write_ledger, same=False),
+    "wire": Format(str(WIRE), records.write_wire),
+    "secagg": Format(str(secagg.VERSION), records.write_secagg),
+    "ledger": Format(str(schema.VERSION), files.write_ledger, same=False),
     "ledger-export": Format("1", files.write_export, same=False),
     "base": Format("1", files.write_base_file),
     "base-note": Format("1", files.write_base_note),

@@ -13,6 +13,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 from common.messages import (
     SMALL,
+    Challenge,
     Comparison,
     Delivery,
     Envelope,
@@ -36,7 +37,7 @@ WEIGHTS = {
     "steps": np.array(7, dtype=np.int64),
 }
 FIXED = {"prior.mean": np.linspace(0, 1, 4, dtype=np.float32)}
-CANDIDATE = {name: array + array.dtype.type(1) for name, array in WEIGHTS.items()}
+CANDIDATE = {name: np.asarray(array + 1, array.dtype) for name, array in WEIGHTS.items()}
 UPDATE = {"body.bias": np.full((2, 3), -0.5, dtype=np.float32)}
 DIGESTS = tuple(letter * 64 for letter in "0af")
 SERIALS = tuple(letter * 32 for letter in "12a")
@@ -46,8 +47,11 @@ BASE = base_id(MODEL, WEIGHTS)
 
 def messages() -> dict[str, object]:
     """File name → the message of which it holds the record; every optional field is there."""
+    challenge = Challenge(bytes(range(32)), "1.2.3")
     return {
-        "greeting": Greeting("st-mary"),
+        "challenge": challenge,
+        "greeting": _greeting(challenge),
+        "greeting-plain": Greeting("st-mary"),
         "refusal": Refusal("privacy-budget", "0a1b2c3d"),
         "job": Job(RUN, ROUND, MODEL, WEIGHTS, b"an invitation", FIXED, DIGESTS),
         "job-plain": Job(RUN, ROUND, MODEL, WEIGHTS),
@@ -69,6 +73,12 @@ def messages() -> dict[str, object]:
             candidate=CANDIDATE, invitation=b"an invitation",
         ),
     }  # fmt: skip
+
+
+def _greeting(challenge: Challenge) -> Greeting:
+    # Not of the version of the package that makes the files.
+    with patch("common.messages.answers.package_version", lambda: "1.2.3"):
+        return Greeting.signed("st-mary", identity("st-mary"), challenge, run=5, node=7)
 
 
 def to_bytes(record: RecordDict) -> bytes:
