@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.hospital import Hospital, home_of
-from common.messages import Comparison, Envelope, Greeting, Job, Offer, Receipt, Refusal
+from common.messages import Comparison, Envelope, Job, Offer, Receipt, Refusal
 from common.secagg import RoundBinding
 
 log = logging.getLogger("consilium.hospital")
@@ -60,10 +60,12 @@ class Desk:
 
 @app.query("greet")
 def greet(message: Message, context: Context) -> Message:
-    """Tell the hospital's name."""
+    """Tell the hospital's name, under its signature, and which versions it speaks."""
 
     def answer(desk: Desk) -> RecordDict:
-        return Greeting(desk.hospital.name).to_record()
+        from client_app.identity import greeting
+
+        return greeting(desk.hospital.name, message, context).to_record()
 
     return _guarded("greet", message, context, answer)
 

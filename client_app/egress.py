@@ -48,7 +48,12 @@ _ENVELOPE = {
     "close": "nothing",
 }
 _KNOWN = {
-    "greeting": {"hospital": "the hospital's name, in the clear"},
+    "greeting": {
+        "hospital": "the hospital's name, in the clear",
+        "package": "which version of consilium it runs, in the clear",
+        "oldest": "the oldest wire version that it reads, in the clear",
+        "proof": "the hospital's signature that it is this one; nothing of the data",
+    },
     "refusal": {
         "code": "why the hospital refused, as a word, in the clear",
         "correlation-id": "under which the hospital's own log has the details, in the clear",
@@ -59,8 +64,9 @@ _KNOWN = {
         "key": "the hospital's public identity key; nothing of the data",
     },
 }
-"""Record → field → protection. ``version``, ``run`` and ``round`` repeat what the server sent."""
-_ECHOED = {"version", "run", "round"}
+"""Record → field → protection. ``run`` and ``round`` repeat what the server sent; ``version`` and
+``minor`` are those of the wire format."""
+_ECHOED = {"version", "minor", "run", "round"}
 _METRICS = {"examples", "train-loss-sum", "val-examples", "val-correct", "val-loss-sum"}
 _VECTOR = {
     "hospital": "the hospital's name, in the clear",
@@ -95,7 +101,7 @@ def fields_of(
     found: list[Field] = []
     for name, inner in record.items():
         if name == "envelope":
-            _only(name, set(inner), {"version", "payload"})
+            _only(name, set(inner), {"version", "minor", "payload"})
             if "payload" in inner:
                 small = inner["payload"]
                 assert isinstance(small, bytes)

@@ -1,4 +1,4 @@
-"""A hospital's identity in secure aggregation, and the roster that it believes.
+"""A hospital's identity: what it greets a server with and signs with, the roster that it believes.
 
 A real hospital's folder (``hospital`` in the node config) holds its identity key, the roster,
 and the coordinator's key, pinned by another channel than the server. Without a folder a node may
@@ -10,17 +10,20 @@ keeps it in its node's memory; such rounds say that they are unauthenticated.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ConfigRecord, Context, Message
 
 from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import read_key
-from common.messages.wire import entry
+from common.messages import WIRE, Challenge, Greeting, WireMismatch, entry
 from common.roster import load_roster
 from common.secagg import Identity
+
+log = logging.getLogger("consilium.hospital")
 
 _RECORD = "identity"
 
@@ -66,3 +69,21 @@ def roster_of(context: Context) -> Mapping[str, bytes] | None:
             "set coordinator-key to the key that the coordinator gave you",
         )
     return load_roster(Path(str(node["roster"])), str(node["coordinator-key"]))
+
+
+def greeting(name: str, message: Message, context: Context) -> Greeting:
+    """What this hospital answers to a server that asks who it is; signed if it has an identity key.
+
+    The signature holds for this one question, for this node and for this run: what the node knows
+    of the latter two is the SuperLink's word over the node's own connection, not the server app's.
+    A server of another major version is told the same, so that its operator reads who must update;
+    here it is logged, and whatever else that server sends is refused.
+    """
+    challenge = Challenge.in_record(message.content)
+    if challenge is not None and challenge.wire.major != WIRE.major:
+        log.error("%s", WireMismatch.between("the server", challenge.wire, "this hospital"))
+    node = context.node_config
+    if challenge is None or not ("hospital" in node or "identity" in node):
+        return Greeting(name)
+    identity = identity_of(context)
+    return Greeting.signed(name, identity, challenge, run=context.run_id, node=context.node_id)

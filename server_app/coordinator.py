@@ -81,7 +81,7 @@ class Coordinator:
                 "secure aggregation is UNAUTHENTICATED: without a roster a server that lies could "
                 "stand between the hospitals"
             )
-        directory = Directory(grid, members=setting.members)
+        directory = Directory(grid, members=setting.members, roster=roster)
         step = ServerStep.of(config, spec) if config.server_step else None
         fedavg = FedAvg(
             grid, config, directory, spec, store, progress, start, evaluator, step, roster
@@ -91,11 +91,12 @@ class Coordinator:
     def train(self) -> None:
         """Wait for the hospitals, then all rounds.
 
-        Of real hospitals a quorum is enough to begin: one may be away for days.
+        Of real hospitals a quorum is enough to begin: one may be away for days. So it is with a
+        roster: a node that is not who it says must not stop the others.
         """
         all_of_them = self.setting.hospitals
         least = all_of_them
-        if self.config.dataset == "hospitals":
+        if self.config.dataset == "hospitals" or self.config.roster:
             least = max(1, math.ceil(self.config.quorum * all_of_them - 1e-9))
         there = self.directory.wait_for(
             all_of_them, timeout=self.config.connect_timeout, least=least, say=self.progress.say

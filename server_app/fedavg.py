@@ -172,6 +172,7 @@ class FedAvg:
         stage = "train" if train else "validate"
         outcome.expected = sorted(names)
         outcome.absent += [Absence(name, stage, "its node is not connected") for name in gone]
+        outcome.absent += self.directory.left_out
         return outcome
 
     def _record(

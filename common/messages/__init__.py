@@ -1,11 +1,11 @@
 """The records on the wire: each built and read in one place, versioned.
 
-Every message carries ``version``, the run and the round. A reader refuses another version or
-another run (:class:`~common.errors.ProtocolError`): nothing of an old run is ever taken for
-an answer to a new one. No record holds an image, a file name or a path.
+Every message carries its version (:mod:`common.messages.wire`), the run and the round. A reader
+refuses another major version or another run (:class:`~common.errors.ProtocolError`): nothing of an
+old run is ever taken for an answer to a new one. No record holds an image, a file name or a path.
 """
 
-from common.messages.answers import Greeting, Refusal
+from common.messages.answers import Challenge, Greeting, Refusal
 from common.messages.evaluation import Comparison
 from common.messages.rounds import Envelope, Job, Report
 from common.messages.vectors import MAX_WITHDRAWALS, Delivery, Offer, Receipt
@@ -13,6 +13,9 @@ from common.messages.wire import (
     RAW,
     SMALL,
     VERSION,
+    WIRE,
+    Wire,
+    WireMismatch,
     arrays_to_record,
     check_name,
     check_run_id,
@@ -25,6 +28,8 @@ __all__ = [
     "RAW",
     "SMALL",
     "VERSION",
+    "WIRE",
+    "Challenge",
     "Comparison",
     "Delivery",
     "Envelope",
@@ -34,6 +39,8 @@ __all__ = [
     "Receipt",
     "Refusal",
     "Report",
+    "Wire",
+    "WireMismatch",
     "arrays_to_record",
     "check_name",
     "check_run_id",

@@ -12,13 +12,13 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ProtocolError
 from common.messages.wire import (
-    VERSION,
     arrays_to_record,
     check_run_id,
     exactly,
     field_of,
     head_of,
     record_to_arrays,
+    stamp,
 )
 from common.vectors import base_id
 
@@ -49,7 +49,7 @@ class Comparison:
         """As Flower records."""
         head = ConfigRecord(
             {
-                "version": VERSION,
+                **stamp(),
                 "run": self.run,
                 "round": self.round,
                 "base": self.base,

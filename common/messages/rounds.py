@@ -13,7 +13,6 @@ from common.errors import ProtocolError
 from common.messages.wire import (
     RAW,
     SMALL,
-    VERSION,
     arrays_to_record,
     check_name,
     check_run_id,
@@ -21,6 +20,7 @@ from common.messages.wire import (
     field_of,
     head_of,
     record_to_arrays,
+    stamp,
 )
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -64,7 +64,7 @@ class Job:
         """As Flower records."""
         head = ConfigRecord(
             {
-                "version": VERSION,
+                **stamp(),
                 "run": self.run,
                 "round": self.round,
                 "model": self.model_digest,
@@ -119,7 +119,7 @@ class Report:
     def to_record(self) -> RecordDict:
         """As Flower records."""
         head = ConfigRecord(
-            {"version": VERSION, "run": self.run, "round": self.round, "hospital": self.hospital}
+            {**stamp(), "run": self.run, "round": self.round, "hospital": self.hospital}
         )
         record = RecordDict({"report": head, "metrics": MetricRecord(dict(self.metrics))})
         if self.update:
@@ -159,12 +159,12 @@ class Envelope:
     def to_record(self) -> RecordDict:
         """As Flower records; a large payload as an array, which Flower sends in chunks."""
         if len(self.payload) <= SMALL:
-            small = ConfigRecord({"version": VERSION, "payload": self.payload})
+            small = ConfigRecord({**stamp(), "payload": self.payload})
             return RecordDict({"envelope": small})
         payload = Array("uint8", (len(self.payload),), RAW, self.payload)
         return RecordDict(
             {
-                "envelope": ConfigRecord({"version": VERSION}),
+                "envelope": ConfigRecord(stamp()),
                 "payload": ArrayRecord({"bytes": payload}),
             }
         )

@@ -12,7 +12,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from common.errors import ProtocolError
 from common.messages.wire import (
     RAW,
-    VERSION,
     arrays_to_record,
     check_name,
     check_run_id,
@@ -21,6 +20,7 @@ from common.messages.wire import (
     field_of,
     head_of,
     record_to_arrays,
+    stamp,
 )
 from common.vectors import base_id
 
@@ -52,7 +52,7 @@ class Offer:
         """As Flower records."""
         head = ConfigRecord(
             {
-                "version": VERSION,
+                **stamp(),
                 "run": self.run,
                 "base-version": self.version,
                 "base": self.base,
@@ -100,7 +100,7 @@ class Delivery:
     def to_record(self) -> RecordDict:
         """As Flower records; bytes as arrays, which Flower sends in chunks."""
         head = ConfigRecord(
-            {"version": VERSION, "run": self.run, "hospital": self.hospital, "key": self.key}
+            {**stamp(), "run": self.run, "hospital": self.hospital, "key": self.key}
         )
         parts = {f"withdrawal-{i}": one for i, one in enumerate(self.withdrawals)}
         if self.vector:
@@ -154,7 +154,7 @@ class Receipt:
         refused = [f"{serial}={code}" for serial, code in sorted(self.refused.items())]
         head = ConfigRecord(
             {
-                "version": VERSION,
+                **stamp(),
                 "run": self.run,
                 "accepted": " ".join(self.accepted),
                 "refused": " ".join(refused),

@@ -5,8 +5,9 @@ An export is ``format`` ``consilium-ledger-export``, ``version`` 1, ``exported``
 describes them, without paths. It is checked without the ledger (:func:`verify_export` does it):
 
 1. ``seq`` of the entries counts 1, 2, 3, …;
-2. the ``hash`` of each is the SHA-256, in hexadecimal, of the UTF-8 text of its other 17 fields
-   as JSON: keys sorted, ``,`` and ``:`` without spaces, nothing escaped that need not be;
+2. the ``hash`` of each is the SHA-256, in hexadecimal, of the UTF-8 text of its other fields
+   as JSON: keys sorted, ``,`` and ``:`` without spaces, nothing escaped that need not be. They are
+   17, and more in an entry that has ``schema``, the version of the ledger's schema it is of;
 3. its ``previous`` is the ``hash`` of the entry before. The first one's comes from the ledger's
    secret salt: it is taken as given;
 4. ``ledger.entries`` and ``ledger.head`` are those of the last.
@@ -23,7 +24,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -31,11 +31,12 @@ from common.errors import ConfigError
 from common.files import atomic_write
 from common.privacy.ledger import Entry, Ledger, LedgerError
 from common.privacy.ledger.chain import GENESIS
+from common.privacy.ledger.schema import SCHEMA, VERSION, fields_of
 from deploy.ledger.choice import Place, Policy, readable
 from deploy.ledger.view import Document, as_json, describe, iso
 
 EXPORT = "consilium-ledger-export"
-COLUMNS = tuple(field.name for field in fields(Entry))
+COLUMNS = fields_of(VERSION)
 _NUMBERS = ("sampling_rate", "noise_multiplier", "pure_epsilon")
 
 
@@ -116,7 +117,7 @@ def verify_export(path: Path) -> tuple[str, list[Entry]]:
     previous = GENESIS
     entries: list[Entry] = []
     for number, row in enumerate(document["entries"], start=1):
-        if not isinstance(row, dict) or set(row) != set(COLUMNS):
+        if not isinstance(row, dict) or set(row) != set(_fields_of(row, path)):
             raise _tampered(path, f"entry {number} does not have an entry's fields")
         numbers = {name: math.inf for name in _NUMBERS if row[name] == "inf"}
         entry = Entry(**(row | numbers))
@@ -132,6 +133,21 @@ def verify_export(path: Path) -> tuple[str, list[Entry]]:
     if (told["entries"], told["head"]) != (len(entries), previous):
         raise _tampered(path, "its last entry is not the one that it names: entries were cut off")
     return str(told["id"]), entries
+
+
+def _fields_of(row: Document, path: Path) -> tuple[str, ...]:
+    """The fields that an entry of the schema that ``row`` names has."""
+    schema = row.get(SCHEMA, 1)
+    if type(schema) is int and schema > VERSION:
+        raise ConfigError(
+            f"the export {path} has entries of schema {schema}; this version of consilium reads "
+            f"schemas up to {VERSION}",
+            "use the version of consilium that wrote it, or a later one",
+        )
+    try:
+        return fields_of(schema)
+    except (TypeError, ValueError):
+        return ()
 
 
 def _is_own_hash(entry: Entry) -> bool:

@@ -103,7 +103,7 @@ def describe(
             ],
         }
     if entries:
-        document["entries"] = [asdict(e) for e in everything if run in (None, e.run)]
+        document["entries"] = [e.content() for e in everything if run in (None, e.run)]
     return dict(json_ready(document))
 
 

@@ -111,7 +111,9 @@ def _services(folder: ServerFolder, server: Server) -> list[Service]:
 
     # Flower would look for news of the app at its hub.
     flower = surroundings("flower") | {"FLWR_SUPERGRID_API_URL": "http://127.0.0.1:9/"}
-    apps = surroundings("flower-app") | {"CONSILIUM_HOME": str(folder.home)}
+    apps = surroundings("flower-app") | {
+        "CONSILIUM_HOME": str(folder.home), "CONSILIUM_NODES": str(folder.nodes)
+    }  # fmt: skip
     return [
         Service("superlink", ["-m", "deploy.server.superlink", root, inside], flower, _explain),
         Service("gate", ["-m", "deploy.server.gate", root, server.gate_host,

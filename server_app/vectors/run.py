@@ -98,6 +98,7 @@ class VectorsRun:
                 grid,
                 timeout=GREETING if config.dataset == "hospitals" else config.connect_timeout,
                 members=setting.members,
+                roster=roster,
             ),
             post=Post(grid),
             registry=registry,

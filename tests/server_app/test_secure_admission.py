@@ -12,7 +12,7 @@ from common.errors import RoundError
 from common.files import consilium_home
 from common.messages import Report
 from common.secagg import Identity, Roster, RosterEntry
-from deploy.inprocess import InProcessGrid, run_in_process
+from deploy.inprocess import Fault, InProcessGrid, run_in_process
 from tests.server_app.running import SECURE, lines, newest
 
 
@@ -52,11 +52,30 @@ def test_with_a_roster_enrolled_hospitals_take_part(enrolled: dict[str, Any]) ->
 def test_with_a_roster_a_hospital_with_another_key_is_refused(
     enrolled: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "identity-3").write_bytes(Identity.generate().private_bytes())
-    run_in_process({**SECURE, "rounds": 1, **enrolled}, num_hospitals=5)
+    """Its key changes once it has greeted: what it then advertises is not the roster's."""
+
+    def swapped(kind: str, partition_id: int, _: str) -> bool:
+        if kind == "train" and partition_id == 3:
+            (tmp_path / "identity-3").write_bytes(bytes([3]) * 32)
+        return False
+
+    run_in_process({**SECURE, "rounds": 1, **enrolled}, num_hospitals=5, faults=[Fault(swapped)])
     record = lines(newest())[1]
     assert record["contributed"] == ["hospital-00", "hospital-01", "hospital-02", "hospital-04"]
     assert "secagg-" in record["dropped"][0]["reason"]
+
+
+def test_with_a_roster_a_hospital_with_another_key_is_not_even_asked(
+    enrolled: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "identity-3").write_bytes(Identity.generate().private_bytes())
+    settings = {**SECURE, "rounds": 1, "connect-timeout": 0.1, "quorum": 0.8, **enrolled}
+    grid = run_in_process(settings, num_hospitals=5)
+    record = lines(newest())[1]
+    assert record["contributed"] == ["hospital-00", "hospital-01", "hospital-02", "hospital-04"]
+    (left_out,) = [d for d in record["dropped"] if d["stage"] == "greet"]
+    assert "not signed with that hospital's key" in left_out["reason"]
+    assert {kind for kind, i, _ in grid.log if i == 3} == {"query.greet"}
 
 
 def test_hospitals_refuse_a_peer_that_a_server_without_a_roster_lets_in(

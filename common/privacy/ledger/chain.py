@@ -6,6 +6,11 @@ person noted (``consilium ledger verify --head``). Whoever may write both files 
 earlier head can still rewrite history: the chain is against accidents and against quiet edits,
 not against the hospital's own administrator.
 
+An entry is hashed over the fields of the schema that it was written under
+(:mod:`common.privacy.ledger.schema`), so that a ledger of an earlier version of consilium is whole
+as it is, and goes on. ``user_version`` is the newest schema that has written to the file: one that
+is newer than this code is not read, since what its entries cost could not be told.
+
 SQLite's rollback journal with ``synchronous=EXTRA``: a transaction is on the disk when it has
 committed, and one that was killed is undone at the next opening.
 """
@@ -26,12 +31,12 @@ from typing import Any
 from common.database import write_transaction
 from common.errors import PrivacyError
 from common.files import atomic_write
-from common.privacy.ledger.entry import COLUMNS, Entry
+from common.privacy.ledger.entry import COLUMNS, DEFAULTS, Entry
+from common.privacy.ledger.schema import VERSION, fields_of, steps_to
 from common.privacy.ledger.verified import Row, entry_of, verified
 
 __all__ = ["BUSY_SECONDS", "GENESIS", "VERSION", "Chain", "Entry", "LedgerError"]
 
-VERSION = 1
 GENESIS = "0" * 64
 BUSY_SECONDS = 120.0
 """How long one process waits for another's transaction: an admission may calibrate for seconds."""
@@ -146,12 +151,31 @@ class Chain:
                         self._db.execute(statement)
                     self._db.execute("INSERT INTO meta VALUES ('salt', ?)", [os.urandom(32)])
                     self._db.execute("INSERT INTO meta VALUES ('id', ?)", [secrets.token_hex(8)])
-                    self._db.execute(f"PRAGMA user_version={VERSION}")
-        if self._version() != VERSION:
+                    self._raise_to(VERSION, since=1)
+        self._schema()
+
+    def _schema(self) -> int:
+        """The newest schema that has written to the file; LedgerError unless this code knows it.
+
+        Asked each time: another process may be of a later version, and write meanwhile.
+        """
+        version = self._version() or 0
+        if version > VERSION:
             raise LedgerError(
-                f"the privacy ledger {self.path} is of version {self._version()}, not {VERSION}",
-                "use the version of consilium that wrote it, or a later one",
+                f"the privacy ledger {self.path} is of schema {version}: a later version of "
+                f"consilium has written to it than this one, which reads schemas up to {VERSION}",
+                "use the version of consilium that wrote it, or a later one; nothing is trained "
+                "meanwhile",
             )
+        if version < 1:
+            raise self.damaged(f"it is of schema {version}, and there is none")
+        return version
+
+    def _raise_to(self, version: int, *, since: int) -> None:
+        """Give the file what entries of ``version`` need, inside a transaction."""
+        for statement in steps_to(version, since=since):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version={version}")
 
     def _version(self) -> int | None:
         """The schema's version; None for an empty file."""
@@ -187,12 +211,15 @@ class Chain:
         ).fetchone()
         seq, previous = (last[0] + 1, last[1]) if last else (1, self._genesis())
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        chained = replace(entry, seq=seq, time=now, previous=previous, hash="")
+        chained = replace(entry, seq=seq, time=now, previous=previous, hash="", schema=VERSION)
         chained = replace(chained, hash=chained.digest())
-        marks = ",".join("?" * len(COLUMNS))
+        version = self._schema()
+        if version < VERSION:  # not at the opening: to look at a ledger does not change it
+            self._raise_to(VERSION, since=version)
+        content = chained.content()
+        marks = ",".join("?" * len(content))
         self._db.execute(
-            f"INSERT INTO entries ({','.join(COLUMNS)}) VALUES ({marks})",
-            [getattr(chained, column) for column in COLUMNS],
+            f"INSERT INTO entries ({','.join(content)}) VALUES ({marks})", list(content.values())
         )
         return chained
 
@@ -202,10 +229,21 @@ class Chain:
         return [e for e in (*self._verified, *later) if run in (None, e.run)]
 
     def _rows(self, after: int | None = None) -> list[Row]:
-        """The rows of all entries, or of those ``after`` that number."""
+        """The rows of all entries, or of those ``after`` that number.
+
+        A column that came after the file's last entry is read as its default.
+        """
         where, values = ("", []) if after is None else ("WHERE seq > ?", [after])
-        query = f"SELECT {','.join(COLUMNS)} FROM entries {where} ORDER BY seq"
-        return self._db.execute(query, values).fetchall()
+        while True:
+            schema = self._schema()
+            there = fields_of(schema)
+            missing = [DEFAULTS[name] for name in COLUMNS if name not in there]
+            columns = ",".join(name if name in there else "?" for name in COLUMNS)
+            query = f"SELECT {columns} FROM entries {where} ORDER BY seq"
+            rows = self._db.execute(query, [*missing, *values]).fetchall()
+            # Else another process has raised it in between, and written entries of the new one.
+            if self._schema() == schema:
+                return rows
 
     def add_members(self, rows: Iterator[tuple[str, str, bytes, bytes]]) -> None:
         """Add (dataset, part, image, patient) rows, inside a transaction."""

@@ -356,11 +356,10 @@ def _within_plan(reserved: Entry | None) -> Entry:
 
 
 def _is_count(entry: Entry, data: str, unit: str) -> bool:
-    return entry.kind == "reserve" and (entry.mechanism, entry.dataset, entry.unit) == (
-        COUNT,
-        data,
-        unit,
-    )
+    """Whether it tells the noised numbers of ``data``: the first release's told none there."""
+    asked = ("reserve", COUNT, data, unit)
+    is_one = (entry.kind, entry.mechanism, entry.dataset, entry.unit) == asked
+    return is_one and "train" in entry.notes()
 
 
 def _over(run: str) -> PrivacyError:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from common.privacy.accounting import Epsilon, Event, epsilon_of
-from common.privacy.ledger.chain import Entry
+from common.privacy.ledger.chain import Entry, LedgerError
 from common.privacy.limits import PrivacyLimits
 from common.privacy.plan import STATISTICS, TRAIN, VAL, Promise, RunPlan
 
@@ -110,10 +110,19 @@ def state_of(entries: Sequence[Entry]) -> RunState | None:
 
 @lru_cache(maxsize=256)
 def _planned(entry: Entry) -> tuple[RunPlan, Mapping[str, Any]]:
-    """The plan, and the limits under which it was checked, that a ``plan`` entry notes."""
+    """The plan, and the limits under which it was checked, that a ``plan`` entry notes.
+
+    LedgerError for a plan with parts that this version of consilium does not know.
+    """
     note = entry.notes()
     plan = dict(note["plan"])
-    return RunPlan(**(plan | {"promise": Promise(**plan["promise"])})), note["limits"]
+    try:
+        return RunPlan(**(plan | {"promise": Promise(**plan["promise"])})), note["limits"]
+    except TypeError:
+        raise LedgerError(
+            f"the plan of run {entry.run} has parts that this version of consilium does not know",
+            "use the version of consilium that admitted the run, or a later one",
+        ) from None
 
 
 def reserved_use(entry: Entry) -> Use:

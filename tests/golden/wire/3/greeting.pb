@@ -1,0 +1,7 @@
+
+2
+greeting"&
+
+version
+
+hospital	*st-mary
