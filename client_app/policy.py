@@ -33,7 +33,6 @@ limit that is misspelt must not silently not hold.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,6 +41,7 @@ from pydantic import Field
 
 from common.errors import ConfigError, ConsiliumError
 from common.federation_file import Table
+from common.parsing import parse_toml
 from common.privacy.limits import PrivacyLimits
 from common.secagg import SecAggPolicy
 
@@ -144,7 +144,7 @@ class HospitalPolicy:
     def load(cls, path: Path) -> HospitalPolicy:
         """Read a policy file; ConfigError names the file and the entry that is wrong."""
         try:
-            document = tomllib.loads(path.read_text())
+            document = parse_toml(path.read_bytes())
         except (OSError, ValueError) as e:
             raise ConfigError(
                 f"the policy {path} cannot be read: {e}",
