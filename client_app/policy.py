@@ -25,6 +25,12 @@ send = "never"              # single task vectors, which the server sees one by 
 retrain = true              # train again when the server no longer takes a vector's base
 evaluate = false            # judge candidates on validation images: two exact counts, told only
                             # in a sum over min-cohort hospitals or more
+
+[egress]
+rotate-mb = 16              # a larger egress.tsv is compressed and put beside; MB
+max-mb = 1024               # all files of the log together: beyond it nothing leaves
+listed-a-day = 200          # answers without anything of the data (refusals …) that are listed,
+                            # of each kind; further ones are counted (egress-counts.json)
 ```
 
 An entry that is left out has the value above. One that is unknown is an error, not ignored: a
@@ -108,6 +114,14 @@ class Vectors(Table):
             )
 
 
+class Egress(Table):
+    """The table ``[egress]``: how large the log of what left may become (client_app/egress.py)."""
+
+    rotate_mb: int = Field(16, ge=1, le=1024)
+    max_mb: int = Field(1024, ge=1, le=1_000_000)
+    listed_a_day: int = Field(200, ge=1, le=1_000_000)
+
+
 class VectorsRefusal(PolicyRefusal):
     """The hospital's policy does not let this task vector leave, be trained, or be judged."""
 
@@ -119,6 +133,7 @@ class _Document(Table):
     aggregation: Aggregation = Aggregation()
     privacy: Privacy = Privacy()
     vectors: Vectors = Vectors()
+    egress: Egress = Egress()
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,7 @@ class HospitalPolicy:
     )
     privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
     vectors: Vectors = field(default_factory=Vectors)
+    egress: Egress = field(default_factory=Egress)
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
@@ -163,7 +179,9 @@ class HospitalPolicy:
         except ConfigError as error:
             raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
         privacy = PrivacyLimits(**checked.privacy.model_dump())
-        return cls(aggregation.secagg == "required", limits, privacy, checked.vectors)
+        return cls(
+            aggregation.secagg == "required", limits, privacy, checked.vectors, checked.egress
+        )
 
     def check_plain(self, config_says_secagg: bool) -> None:
         """Refuse a request that would bypass aggregation: by policy, or against the run config."""

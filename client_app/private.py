@@ -74,6 +74,7 @@ class PrivateRun:
             return kept
         reserved = self.ledger.reserve_round(self.name, round, model)
         update = train()
+        self.hospital.made_directory(self.name)
         atomic_write(path, save(update, metadata={"question": question}), mode=0o600)
         self.ledger.settle(reserved)
         return update
@@ -109,6 +110,7 @@ class PrivateRun:
             count=self.plan.val_count,
             noise_multiplier=self.plan.validation_noise_multiplier,
         )
+        self.hospital.made_directory(self.name)
         write_json(path, kept | {model: asdict(figures)}, mode=0o600)
         self.ledger.settle(reserved)
         return figures

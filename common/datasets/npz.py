@@ -234,7 +234,14 @@ def _class_names(path: Path, arrays: Mapping[str, Any], labels: IntArray) -> tup
                 f"{path}: class_names is {stored.dtype} of shape {stored.shape}.",
                 "Store a flat array of strings, one for each class.",
             )
-        return tuple(str(name) for name in stored)
+        names = tuple(str(name) for name in stored)
+        for name in names:
+            if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+                raise DataError(
+                    f"{path}: class_names has the name {name!r}.",
+                    "Give each class a name of printable characters; they stand in reports.",
+                )
+        return names
     present = np.unique(labels)
     expected = np.arange(len(present))
     if not np.array_equal(present, expected):

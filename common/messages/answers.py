@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ConsiliumError
 from common.messages.wire import VERSION, check_name, entry, field_of, head_of
+
+_CODE = re.compile(r"[a-z0-9-]{1,64}")
+_CORRELATION = re.compile(r"[A-Za-z0-9-]{1,64}")
+UNREADABLE = "unreadable"
+"""In place of a code, or an id, that is none: it goes to terminals, logs and reports."""
 
 
 @dataclass(frozen=True)
@@ -55,4 +61,8 @@ class Refusal:
         if entry(record, "refusal", ConfigRecord) is None:
             return None
         head = head_of(record, "refusal")
-        return cls(field_of(head, "code", str)[:64], field_of(head, "correlation-id", str)[:64])
+        code, correlation_id = field_of(head, "code", str), field_of(head, "correlation-id", str)
+        return cls(
+            code if _CODE.fullmatch(code) else UNREADABLE,
+            correlation_id if _CORRELATION.fullmatch(correlation_id) else UNREADABLE,
+        )
