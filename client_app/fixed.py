@@ -23,7 +23,7 @@ from common.files import atomic_write
 from common.fixed import groups_of
 from common.messages import Job
 from common.model import ModelSpec, Weights, check_weights, state_shapes, weights_digest
-from common.parsing import parse_tensors
+from common.tensors import parse_tensors
 
 _FILES = 12
 """That are kept, of parts of models: each other one that a server sends would leave one more."""

@@ -12,7 +12,7 @@ from common.datasets import SPLITS, load_npz
 from common.errors import ConfigError, ModelError
 from common.files import read_json
 from common.model import ModelSpec
-from common.parsing import load_tensors
+from common.tensors import load_tensors
 from server_app.evaluation import Evaluator
 
 

@@ -11,9 +11,9 @@ from common.config import RunConfig
 from common.errors import ConfigError, ModelError, ProtocolError
 from common.messages import check_run_id
 from common.model import ModelSpec, build, check_weights, get_weights
-from common.parsing import load_tensors
 from common.prior.model import on_prior
 from common.prior.train import is_prior, load_prior
+from common.tensors import load_tensors
 from common.vectors import Base, VectorError
 from server_app.run_store import runs_directory
 

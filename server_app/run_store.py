@@ -27,7 +27,8 @@ from common.config.keys import BY_NAME
 from common.errors import ConfigError, ModelError
 from common.files import atomic_write, consilium_home, read_json, write_json
 from common.messages import check_run_id
-from common.parsing import load_tensors, parse_json
+from common.parsing import parse_json
+from common.tensors import load_tensors
 
 PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
 

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import save
 
 from common.errors import ProtocolError
-from common.parsing import parse_tensors
+from common.tensors import parse_tensors
 
 VERSION = 3
 

@@ -20,9 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
 from common.model import set_weights
-from common.parsing import parse_tensors
 from common.prior.features import PriorFeatures
 from common.prior.model import PriorHead
+from common.tensors import parse_tensors
 
 _BATCH = 256
 _FILES = 4

@@ -22,7 +22,7 @@ CONFIG: dict[str, Any] = {key.name: key.default for key in KEYS} | {
     "privacy": "local", "epsilon": 3.0, "delta": 1e-5, "rounds": 1, "batch-size": 16,
     "local-epochs": 1, "secagg": False, "threads": 1, "partition-min-size": 5,
 }  # fmt: skip
-ASKED = 12
+ASKED = 6
 
 
 def files_of(home: Path) -> list[str]:
@@ -58,7 +58,7 @@ def test_runs_that_are_refused_leave_nothing_of_their_own() -> None:
     with Ledger(home / "ledger.sqlite") as ledger:
         entries = len(ledger.chain.entries())
     codes = {asked(number) for number in range(1, ASKED)}
-    assert codes == {"budget"}
+    assert codes == {"privacy-budget"}
     assert files_of(home) == before
     assert [p.name for p in (home / "runs").iterdir()] == ["run-0"]
     with Ledger(home / "ledger.sqlite") as ledger:
@@ -68,7 +68,7 @@ def test_runs_that_are_refused_leave_nothing_of_their_own() -> None:
     refused = [x for x in egress.read(home / egress.FILE) if x["field"] == "refusal.code"]
     assert len(refused) == 4
     (day,) = egress.counts(home / egress.FILE).values()
-    assert day == {"evaluate: refused, budget": ASKED - 1}
+    assert day == {"evaluate: refused, privacy-budget": ASKED - 1}
 
 
 def test_a_folder_in_which_an_earlier_version_kept_nothing_goes() -> None:

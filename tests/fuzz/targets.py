@@ -50,10 +50,10 @@ from common.messages import (
     Refusal,
     Report,
 )
-from common.parsing import load_tensors
 from common.privacy.ledger import Ledger
 from common.secagg import Identity, Roster, RosterEntry
 from common.secagg import messages as m
+from common.tensors import load_tensors
 from common.vectors import Base, SignedVector, TaskVector, Withdrawal
 from deploy.evaluate import spec_of
 from deploy.ledger.export import verify_export

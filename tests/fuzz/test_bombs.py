@@ -28,7 +28,7 @@ from common.datasets import load_npz
 from common.datasets.pictures import read_picture
 from common.errors import ConsiliumError, DataError, ProtocolError
 from common.messages.wire import PACKED, arrays_to_record, record_to_arrays
-from common.parsing import MAX_TENSORS, parse_tensors
+from common.tensors import MAX_TENSORS, parse_tensors
 from deploy.node import kits
 from deploy.node.code import LIMIT, CodeError, shipped
 from deploy.provision.demo import Demo, make
