@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client_app.hospital import Hospital, OwnPictures
 from common.config import RunConfig
-from common.datasets import ImageSet, load_folder_as_one, split_train_val
+from common.datasets import ImageSet, load_folder_as_one, split_independently
 from common.model import ModelSpec
 from common.privacy.ledger import Subjects
 from common.privacy.limits import PATIENT
@@ -43,6 +43,8 @@ class Part:
     # Once for a hospital's pictures, and not in each round.
     @cached_property
     def _patients(self) -> Tensor:
+        if not len(self):  # nobody is on this side of the split
+            return torch.zeros(0, dtype=torch.int64)
         return torch.from_numpy(self.source.units().astype(np.int64))
 
     @cached_property
@@ -84,7 +86,8 @@ def data_of(hospital: Hospital) -> HospitalData:
     """The hospital's own images; DataError or PartitionError if they are unusable."""
     if hospital.own is not None:
         c = hospital.config
-        return _own(hospital.own, c.image_size, c.channels, len(c.class_names))
+        by_patient = c.privacy_unit == PATIENT
+        return _own(hospital.own, c.image_size, c.channels, len(c.class_names), by_patient)
     return _data(hospital.config, hospital.partition_id, hospital.num_partitions)
 
 
@@ -101,7 +104,9 @@ def _data(config: RunConfig, partition_id: int, num_partitions: int) -> Hospital
     return HospitalData(_part(train), _part(val), dataset.num_classes)
 
 
-def _own(own: OwnPictures, image_size: int, channels: int, num_classes: int) -> HospitalData:
+def _own(
+    own: OwnPictures, image_size: int, channels: int, num_classes: int, by_patient: bool
+) -> HospitalData:
     """A real hospital's pictures under the federation's class numbers.
 
     Which side a picture is on is the hospital's to fix: no server's seed has a say.
@@ -115,7 +120,7 @@ def _own(own: OwnPictures, image_size: int, channels: int, num_classes: int) -> 
         manifest=own.manifest or "",
     )
     labelled = replace(images, labels=np.array(own.numbers, dtype=np.int64)[images.labels])
-    train, val = split_train_val(labelled, VALIDATION_FRACTION, independent=True)
+    train, val = split_independently(labelled, VALIDATION_FRACTION, by_patient=by_patient)
     return HospitalData(_part(train), _part(val), num_classes)
 
 

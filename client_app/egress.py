@@ -5,15 +5,27 @@ when, for which run and round, in which message, what, how much of it, and how i
 reply with a record or a field that is not in the tables below does not leave at all, and neither
 does one that could not be logged.
 
+A server can ask, and be refused, as often as it likes; so the log has limits (the policy's table
+``[egress]``), and none of them loses what left. A file that is full is compressed and put beside
+(``egress-NUMBER.tsv.gz``, the higher the later). Of answers that carry nothing of the data (a
+greeting, a refusal, the end of a round) only the first of each kind and day are listed, and the
+others counted, in ``egress-counts.json``. Where all files together reach the limit nothing leaves
+any more, until somebody has put the older ones elsewhere.
+
 What the log does not hold: the values themselves, and what Flower adds to a message (the node's
 number, times, sizes).
 """
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +33,10 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from client_app.hospital import Hospital
+from client_app.policy import Egress
 from common.aggregation import GRADIENT
 from common.errors import ConsiliumError
+from common.files import atomic_write, read_json, write_json
 from common.messages import Comparison, Job, Offer, Receipt
 from common.privacy.limits import EXACT, NOISED
 from common.secagg import RoundBinding
@@ -30,6 +44,10 @@ from common.vectors import SignedVector, Withdrawal
 from common.vectors.vector import FIELDS
 
 FILE = "egress.tsv"
+COUNTS = "egress-counts.json"
+_OLDER = re.compile(r"egress-([0-9]{6})\.tsv\.gz")
+_DAYS = 400
+"""For which answers are counted by the day; those before are added up."""
 HEADER = ("time", "run", "round", "message", "field", "amount", "protection")
 
 
@@ -150,45 +168,128 @@ def note(
     leave.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    limits = hospital.policy.egress if hospital is not None else Egress()
     run, number = (job.run, str(job.round)) if job is not None else ("", "")
+    fields = fields_of(record, stage, hospital, binding)
     lines = [
-        (now, run, number, stage, field.name, field.amount, field.protection)
-        for field in fields_of(record, stage, hospital, binding)
+        (now, run, number, stage, field.name, field.amount, field.protection) for field in fields
     ]
-    _append(home / FILE, lines)
+    path = home / FILE
+    try:
+        with _alone(path):
+            _check_room(path, limits)
+            kind = _kind(stage, fields)
+            if kind and _count(path, kind, now) > limits.listed_a_day:
+                return
+            _append(path, lines)
+            if path.stat().st_size > limits.rotate_mb * 1_000_000:
+                _put_beside(path)
+    except OSError as error:
+        raise EgressError(
+            f"the egress log {path} cannot be written ({error.strerror or error})",
+            "nothing was sent; make room on the disk, or correct the folder's permissions",
+        ) from None
+
+
+def files(path: Path) -> list[Path]:
+    """The log's files in their order, the oldest first; ``path``: that of the newest."""
+    older = sorted(p for p in path.parent.glob("egress-*.tsv.gz") if _OLDER.fullmatch(p.name))
+    return [*older, path] if path.exists() or not older else older
 
 
 def read(path: Path) -> Iterator[dict[str, str]]:
-    """The log's lines as dictionaries; EgressError for a file that is none."""
+    """The log's lines as dictionaries, of all its files; EgressError for a file that is none."""
+    for file in files(path):
+        try:
+            content = gzip.decompress(file.read_bytes()) if file != path else file.read_bytes()
+            lines = content.decode().split("\n")
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise EgressError(
+                f"the egress log {file} cannot be read: {error}", "check the path"
+            ) from None
+        if tuple(lines[0].split("\t")) != HEADER:
+            raise EgressError(f"{file} is no egress log", "check the path")
+        for line in filter(None, lines[1:]):
+            yield dict(zip(HEADER, line.split("\t"), strict=False))
+
+
+def counts(path: Path) -> dict[str, dict[str, int]]:
+    """Day (``before`` for those long ago) → kind of answer → how many; see the module's text."""
+    told = read_json(path.with_name(COUNTS)) if path.with_name(COUNTS).exists() else {}
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
+        return {str(day): {str(k): int(n) for k, n in of.items()} for day, of in told.items()}
+    except (AttributeError, TypeError, ValueError):
         raise EgressError(
-            f"the egress log {path} cannot be read: {error}", "check the path"
+            f"{path.with_name(COUNTS)} is malformed", "move it away: counting begins again"
         ) from None
-    if not lines or tuple(lines[0].split("\t")) != HEADER:
-        raise EgressError(f"{path} is no egress log", "check the path")
-    for line in lines[1:]:
-        yield dict(zip(HEADER, line.split("\t"), strict=False))
+
+
+def _kind(stage: str, fields: Sequence[Field]) -> str:
+    """Of an answer without anything of the data: message and what it says; "" for any other."""
+    names = {field.name for field in fields}
+    if "refusal.code" in names:
+        code = next(field.amount for field in fields if field.name == "refusal.code")
+        return f"{stage}: refused, {code}"
+    return stage if stage == "close" or names == {"greeting.hospital"} else ""
+
+
+def _count(path: Path, kind: str, now: str) -> int:
+    """How many of the kind there have been today, this one with them."""
+    known, today = counts(path), now[:10]
+    for day in sorted(known)[:-_DAYS] if len(known) > _DAYS else ():
+        if day != "before":
+            gone, before = known.pop(day), known.setdefault("before", {})
+            for name, number in gone.items():
+                before[name] = before.get(name, 0) + number
+    of_today = known.setdefault(today, {})
+    of_today[kind] = of_today.get(kind, 0) + 1
+    write_json(path.with_name(COUNTS), known, mode=0o600)
+    return of_today[kind]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """With no other process at the log."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(path.with_name(".egress.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _append(path: Path, lines: Iterable[tuple[str, ...]]) -> None:
     text = "".join("\t".join(_plain(cell) for cell in line) + "\n" for line in lines)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            if os.fstat(fd).st_size == 0:
-                text = "\t".join(HEADER) + "\n" + text
-            os.write(fd, text.encode())  # one write: lines of two processes do not mix
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
+        if os.fstat(fd).st_size == 0:
+            text = "\t".join(HEADER) + "\n" + text
+        os.write(fd, text.encode())  # one write: lines of two processes do not mix
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _check_room(path: Path, limits: Egress) -> None:
+    """EgressError where all files together are too large."""
+    whole = sum(file.stat().st_size for file in files(path) if file.exists())
+    if whole > limits.max_mb * 1_000_000:
         raise EgressError(
-            f"the egress log {path} cannot be written ({error.strerror})",
-            "nothing was sent; make room on the disk, or correct the folder's permissions",
-        ) from None
+            f"the egress log in {path.parent} has more than {limits.max_mb} MB",
+            "nothing was sent; keep the older files elsewhere (egress-*.tsv.gz), find out why it "
+            "grew, or raise max-mb under [egress] in the policy",
+        )
+
+
+def _put_beside(path: Path) -> None:
+    """Compress the file, so that the next line begins another one."""
+    numbers = [int(found.group(1)) for f in files(path) if (found := _OLDER.fullmatch(f.name))]
+    packed = path.with_name(f"egress-{max(numbers, default=0) + 1:06d}.tsv.gz")
+    # It is whole on the disk before the plain one goes. A kill in between leaves both: lines that
+    # stand twice, and none that is lost.
+    atomic_write(packed, gzip.compress(path.read_bytes(), 6), mode=0o600)
+    path.unlink()
 
 
 def _plain(cell: str) -> str:

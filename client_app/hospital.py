@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,20 +123,48 @@ class Hospital:
         alone = self.policy.privacy == PrivacyLimits.none()
         return (self.run_directory(run) if alone else self.home) / LEDGER
 
+    def made_directory(self, run: str) -> Path:
+        """:meth:`run_directory`, there and nobody else's to read, for what must be kept of a run.
+
+        To be called where something is written that the run has paid for, and not before: whoever
+        asks under ever new names would leave a folder for each otherwise. Folders in which nothing
+        was kept (an earlier version made them for every request) are removed by the way.
+        """
+        directory = self.run_directory(run)
+        if not directory.exists():
+            directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # its own mode, too
+            for other in directory.parent.iterdir():
+                _remove_if_nothing_is_kept(other)
+            directory.mkdir(exist_ok=True, mode=0o700)
+        return directory
+
     @contextmanager
     def alone_in(self, run: str) -> Iterator[Path]:
         """The run's directory, with no other process of this hospital in it meanwhile.
 
-        A node may work on two messages at a time: asked for the same round twice, it must train
-        once. The operating system frees the lock of a process that dies.
+        It need not be there yet (:meth:`made_directory`). A node may work on two messages at a
+        time: asked for the same round twice, it must train once. The operating system frees the
+        lock of a process that dies. There are :data:`_LOCKS` of them, whatever runs are called;
+        two runs that share one wait for each other.
         """
-        directory = self.run_directory(run)
-        directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # its own mode, too
-        directory.mkdir(exist_ok=True, mode=0o700)
-        with (directory / "lock").open("w") as file:
-            (directory / "lock").chmod(0o600)
+        folder = self.home / "locks"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / f"{hashlib.sha256(run.encode()).digest()[0] % _LOCKS:02d}"
+        with path.open("w") as file:
+            path.chmod(0o600)
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield directory
+            yield self.run_directory(run)
+
+
+_LOCKS = 64
+
+
+def _remove_if_nothing_is_kept(directory: Path) -> None:
+    with suppress(OSError):  # another process was faster, or it is no folder
+        # Not an empty one: another process may be about to write into it.
+        if [entry.name for entry in directory.iterdir()] == ["lock"]:
+            (directory / "lock").unlink()
+            directory.rmdir()
 
 
 def home_of(context: Context) -> Path:

@@ -34,7 +34,6 @@ No torch here: a node reads it for every message.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +50,7 @@ from common.federation_file import (
     split_address,
     valid_name,
 )
+from common.parsing import parse_toml
 
 
 class Data(Table):
@@ -92,7 +92,7 @@ class Document(Table):
 def check_document(text: str, where: str | Path) -> Document:
     """The text of a ``hospital.toml``, checked; ConfigError names ``where`` and the entry."""
     try:
-        document = tomllib.loads(text)
+        document = parse_toml(text)
     except ValueError as error:
         raise ConfigError(f"{where} is no TOML: {error}", "correct what is said there") from None
     return Document.read(document, where)

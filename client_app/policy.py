@@ -36,6 +36,12 @@ max-views = 32              # of each image in a step (augmentation-multiplicity
 max-model-width = 2.0       # of a network; 1.0 is the paper's DPResNet
 max-hidden-units = 2048     # of a head on a prior
 max-model-mib = 512         # size of the models in one request, in MiB
+
+[egress]
+rotate-mb = 16              # a larger egress.tsv is compressed and put beside; MB
+max-mb = 1024               # all files of the log together: beyond it nothing leaves
+listed-a-day = 200          # answers without anything of the data (refusals …) that are listed,
+                            # of each kind; further ones are counted (egress-counts.json)
 ```
 
 An entry that is left out has the value above. One that is unknown is an error, not ignored: a
@@ -44,7 +50,6 @@ limit that is misspelt must not silently not hold.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -54,6 +59,7 @@ from pydantic import Field
 from common.config import RunConfig
 from common.errors import ConfigError, ConsiliumError
 from common.federation_file import Table
+from common.parsing import parse_toml
 from common.privacy.limits import PrivacyLimits
 from common.secagg import SecAggPolicy
 
@@ -174,6 +180,14 @@ class Compute(Table):
             )
 
 
+class Egress(Table):
+    """The table ``[egress]``: how large the log of what left may become (client_app/egress.py)."""
+
+    rotate_mb: int = Field(16, ge=1, le=1024)
+    max_mb: int = Field(1024, ge=1, le=1_000_000)
+    listed_a_day: int = Field(200, ge=1, le=1_000_000)
+
+
 class VectorsRefusal(PolicyRefusal):
     """The hospital's policy does not let this task vector leave, be trained, or be judged."""
 
@@ -186,6 +200,7 @@ class _Document(Table):
     privacy: Privacy = Privacy()
     vectors: Vectors = Vectors()
     compute: Compute = Compute()
+    egress: Egress = Egress()
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,7 @@ class HospitalPolicy:
     privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
     vectors: Vectors = field(default_factory=Vectors)
     compute: Compute = field(default_factory=Compute)
+    egress: Egress = field(default_factory=Egress)
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
@@ -214,7 +230,7 @@ class HospitalPolicy:
     def load(cls, path: Path) -> HospitalPolicy:
         """Read a policy file; ConfigError names the file and the entry that is wrong."""
         try:
-            document = tomllib.loads(path.read_text())
+            document = parse_toml(path.read_bytes())
         except (OSError, ValueError) as e:
             raise ConfigError(
                 f"the policy {path} cannot be read: {e}",
@@ -234,7 +250,12 @@ class HospitalPolicy:
             raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
         privacy = PrivacyLimits(**checked.privacy.model_dump())
         return cls(
-            aggregation.secagg == "required", limits, privacy, checked.vectors, checked.compute
+            secagg_required=aggregation.secagg == "required",
+            secagg=limits,
+            privacy=privacy,
+            vectors=checked.vectors,
+            compute=checked.compute,
+            egress=checked.egress,
         )
 
     def check_plain(self, config_says_secagg: bool) -> None:

@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from client_app.data import HospitalData
 from client_app.hospital import Hospital
+from common.errors import PrivacyError
 from common.evaluation import EvalResult
 from common.files import atomic_write, read_json, write_json
 from common.model import Weights
@@ -73,6 +74,7 @@ class PrivateRun:
             return kept
         reserved = self.ledger.reserve_round(self.name, round, model)
         update = train()
+        self.hospital.made_directory(self.name)
         atomic_write(path, save(update, metadata={"question": question}), mode=0o600)
         self.ledger.settle(reserved)
         return update
@@ -108,6 +110,7 @@ class PrivateRun:
             count=self.plan.val_count,
             noise_multiplier=self.plan.validation_noise_multiplier,
         )
+        self.hospital.made_directory(self.name)
         write_json(path, kept | {model: asdict(figures)}, mode=0o600)
         self.ledger.settle(reserved)
         return figures
@@ -150,7 +153,14 @@ def note_non_private(run: str, hospital: Hospital, data: HospitalData) -> None:
 def _kept_update(path: Path, question: str) -> Weights | None:
     if not path.exists():
         return None
-    with safe_open(path, framework="numpy") as file:
-        if file.metadata().get("question") != question:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if file.metadata().get("question") != question:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        # Not trained again: the update may have left, and only one is charged for.
+        raise PrivacyError(
+            f"{path}, a round's kept update, cannot be read ({error})",
+            "restore it from a backup; else the run goes on at its next round",
+        ) from None

@@ -2,10 +2,13 @@
 
 Every error that a user can meet derives from :class:`ConsiliumError`. ``what`` names the
 thing at fault (the file, the key, the hospital), ``remedy`` says what to do. Neither may
-ever carry a secret: both reach logs, and ``code`` reaches the server.
+ever carry a secret: both reach logs, and ``code`` reaches the server. Both are one printable line
+(:func:`common.text.printable`), whatever names the other side put into them.
 """
 
 from __future__ import annotations
+
+from common.text import printable
 
 
 class ConsiliumError(Exception):
@@ -18,9 +21,9 @@ class ConsiliumError(Exception):
     code = "error"
 
     def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what, remedy)
-        self.what = what
-        self.remedy = remedy
+        self.what = printable(what)
+        self.remedy = printable(remedy)
+        super().__init__(self.what, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.what}\n  What to do: {self.remedy}"

@@ -14,7 +14,7 @@ import base64
 import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common.errors import ConfigError, ConsiliumError, ProtocolError
+from common.parsing import parse_json, unique_pairs
 
 VERSION = "consilium-federation-1"
 TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -246,20 +247,13 @@ def read_key(path: Path) -> bytes:
 
 def strict_json(data: bytes, what: str, remedy: str) -> dict[str, Any]:
     """A JSON object in which no field stands twice; EnrolmentError otherwise."""
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        # Parsers disagree on which of two equal keys counts; so none may come twice.
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise ValueError("a field stands twice")
-        return dict(pairs)
-
     try:
         if len(data) > LIMIT:
             raise ValueError("it is too large")
-        value = json.loads(data.decode(), object_pairs_hook=unique)
+        value = parse_json(data, object_pairs_hook=unique_pairs)
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         told = str(error) if type(error) is ValueError else "it is no JSON"
         raise EnrolmentError(f"{what} is malformed: {told}", remedy) from None
     return value

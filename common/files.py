@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common import parsing
 from common.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; ConfigError names the file if it is missing or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return parsing.parse_json(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", "check the path or the run's id") from None
     except (OSError, ValueError) as e:

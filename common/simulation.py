@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.datasets import Dataset, ImageSet, load_cached, split_train_val
+from common.datasets import Dataset, ImageSet, load_cached, split_independently, split_train_val
 from common.files import consilium_home
 from common.partition import hospital_name, partition
+from common.privacy.limits import PATIENT
 
 VALIDATION_FRACTION = 0.2
 """Of a real hospital's images, held out to validate by (the paper's); ``validation-fraction`` is
@@ -43,15 +44,17 @@ def hospital_splits(
         seed=config.seed,
         groups=dataset.train.linked(),
     )
-    return [
-        split_train_val(
-            dataset.train.subset(share),
-            config.validation_fraction,
-            config.seed + i,
-            independent=config.privacy != "none",
-        )
-        for i, share in enumerate(shares)
-    ]
+    splits = []
+    for i, share in enumerate(shares):
+        images, seed = dataset.train.subset(share), config.seed + i
+        if config.privacy == "none":
+            splits.append(split_train_val(images, config.validation_fraction, seed))
+        else:
+            by_patient = config.privacy_unit == PATIENT
+            splits.append(
+                split_independently(images, config.validation_fraction, seed, by_patient=by_patient)
+            )
+    return splits
 
 
 LEDGER = "ledger.sqlite"

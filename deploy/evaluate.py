@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from common.config import RunConfig
 from common.datasets import SPLITS, load_npz
 from common.errors import ConfigError, ModelError
 from common.files import read_json
 from common.model import ModelSpec
+from common.tensors import load_tensors
 from server_app.evaluation import Evaluator
 
 
@@ -78,8 +77,8 @@ def evaluate_file(model: Path, data: Path, split: str = "test") -> dict[str, Any
     if split not in SPLITS:
         raise ConfigError(f"there is no split '{split}'", f"use one of: {', '.join(SPLITS)}")
     try:
-        weights = dict(load_file(model))
-    except (OSError, SafetensorError) as e:
+        weights = load_tensors(model)
+    except (OSError, ValueError) as e:
         raise ModelError(f"{model} cannot be read: {e}", "give a .safetensors file") from None
     dataset = load_npz(data)
     told = _told(model, weights)

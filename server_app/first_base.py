@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from common.config import RunConfig
 from common.errors import ConfigError, ModelError, ProtocolError
@@ -15,6 +13,7 @@ from common.messages import check_run_id
 from common.model import ModelSpec, build, check_weights, get_weights
 from common.prior.model import on_prior
 from common.prior.train import is_prior, load_prior
+from common.tensors import load_tensors
 from common.vectors import Base, VectorError
 from server_app.run_store import runs_directory
 
@@ -38,10 +37,10 @@ def first_base(config: RunConfig, spec: ModelSpec) -> Base:
         made = Base.load(path)
     except VectorError:
         try:
-            kept = load_file(path)  # a published model's matrices may be in half precision
+            kept = load_tensors(path)  # a published model's matrices may be in half precision
             weights = {n: a.astype(fresh[n].dtype) if n in fresh else a for n, a in kept.items()}
             made = _base(spec, weights, pretrained=True)
-        except (OSError, SafetensorError, VectorError) as error:
+        except (OSError, ValueError, VectorError) as error:
             raise ModelError(f"{path} is no model: {error}", "give a .safetensors file") from None
     check_weights({k: tuple(v.shape) for k, v in fresh.items()}, made.weights)
     if made.model_digest != spec.digest():

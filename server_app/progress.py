@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from common.text import printable
 
 
 def percent(value: float | None) -> str:
@@ -40,8 +43,8 @@ class Progress:
         return self._console
 
     def say(self, text: str) -> None:
-        """A line."""
-        self._console.print(text, markup=False)
+        """A line; what cannot be printed in it is escaped."""
+        self._console.print(printable(text), markup=False, emoji=False)
 
     def partition(self, table: Mapping[str, Any]) -> None:
         """Who holds what (simulation)."""
@@ -50,7 +53,7 @@ class Progress:
             "hospital", no_wrap=True, min_width=max(len(r["name"]) for r in table["hospitals"])
         )
         for column in ("train", "val", *table["classes"]):
-            shown.add_column(str(column), justify="right", overflow="fold")
+            shown.add_column(escape(printable(column)), justify="right", overflow="fold")
         for row in table["hospitals"]:
             counts = [row["train"], row["val"], *row["labels"]]
             shown.add_row(row["name"], *(str(n) for n in counts))
@@ -117,7 +120,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         rows["reason"] = summary["reason"]
     for name, value in rows.items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, escape(printable(value)))
     return table
 
 

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from common.config import BY_NAME, RunConfig, may_change_on_resume
-from common.errors import ConfigError
+from common.errors import ConfigError, ModelError
 from common.files import atomic_write, consilium_home, read_json, write_json
 from common.messages import check_run_id
+from common.parsing import parse_json
+from common.tensors import load_tensors
 
 PACKAGES = ("consilium", "flwr", "torch", "opacus", "dp-accounting", "numpy", "cryptography")
 
@@ -82,7 +84,13 @@ class RunStore:
         store = cls(run, directory)
         path = directory / "metrics.jsonl"
         if path.exists():
-            store.records = [json.loads(line) for line in path.read_text().splitlines()]
+            try:
+                store.records = [parse_json(line) for line in path.read_bytes().splitlines()]
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path} cannot be read: {error}",
+                    "restore it, or start a new run",
+                ) from None
         write_json(directory / "config.json", dict(config))
         return store
 
@@ -96,7 +104,7 @@ class RunStore:
 
     def load_model(self, round: int) -> dict[str, np.ndarray]:
         """The weights after ``round``, in the order in which they were written."""
-        return dict(load_file(self.model_path(round)))
+        return _read(self.model_path(round))
 
     def save_partition(self, table: Mapping[str, Any]) -> None:
         """Who holds what (simulation)."""
@@ -120,7 +128,7 @@ class RunStore:
     def load_memory(self, round: int) -> dict[str, np.ndarray]:
         """What the server's optimizer remembered after ``round``; empty if nothing."""
         path = self._memory_path(round)
-        return dict(load_file(path)) if path.exists() else {}
+        return _read(path) if path.exists() else {}
 
     def _memory_path(self, round: int) -> Path:
         return self.directory / f"optimizer-{round:04d}.safetensors"
@@ -182,3 +190,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_tensors(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {error}", "restore it, or start a new run"
+        ) from None

@@ -1,10 +1,10 @@
 """Images with labels from a file, a folder, MedMNIST or a generator, all in one shape.
 
-``load`` takes the run config's ``dataset`` and ``data-path``; ``split_train_val`` divides one
-hospital's images; ``load_folder_as_one`` reads a hospital's own folder, by class folders or by a
-manifest. An :class:`ImageSet` says which picture each image is and whose, so that privacy can be
-accounted for across data set versions. Importing this package costs NumPy only, and no
-deep-learning library is ever loaded.
+``load`` takes the run config's ``dataset`` and ``data-path``; ``split_train_val`` and, where
+privacy is promised, ``split_independently`` divide one hospital's images; ``load_folder_as_one``
+reads a hospital's own folder, by class folders or by a manifest. An :class:`ImageSet` says which
+picture each image is and whose, so that privacy can be accounted for across data set versions.
+Importing this package costs NumPy only, and no deep-learning library is ever loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.datasets.identity import patient_digest, picture_digest
 from common.datasets.manifest import MANIFEST
 from common.datasets.medmnist_source import cached_file, fetch, load_medmnist, medmnist_names
 from common.datasets.npz import load_npz
-from common.datasets.splitting import split_train_val
+from common.datasets.splitting import split_independently, split_train_val
 from common.datasets.synthetic import make_images, make_synthetic
 from common.errors import DataError
 
@@ -43,6 +43,7 @@ __all__ = [
     "medmnist_names",
     "patient_digest",
     "picture_digest",
+    "split_independently",
     "split_train_val",
 ]
 

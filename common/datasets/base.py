@@ -37,7 +37,8 @@ class ImageSet:
 
     ``images`` is uint8 of shape (N, H, W, C) with C = 1 or 3; ``labels`` is int64 (N,), never
     negative; ``groups`` is int64 (N,): images with the same number belong together (one patient,
-    or identical pictures) and must never be separated by a split. Without groups every image is
+    or identical pictures) and are not separated by a split, except where each privacy unit goes by
+    itself (:func:`~common.datasets.splitting.split_independently`). Without groups every image is
     its own. ``patients`` is uint8 (N, 16): whose picture it is
     (:func:`~common.datasets.identity.patient_digest`), zeros where no patient is known.
     ``known_digests``, uint8 (N, 16), says which picture it is where the source has a larger

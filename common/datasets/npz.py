@@ -9,13 +9,15 @@ file is ever unpickled.
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from common.datasets.base import (
     SPLITS,
@@ -33,17 +35,12 @@ _FORM = (
     "Use MedMNIST's form: {train,val,test}_images as uint8 (N, H, W) or (N, H, W, 3) and "
     "{train,val,test}_labels as integers (N,) or (N, 1), written with numpy.savez_compressed."
 )
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+MAX_BYTES = 64 * 2**30
+"""Of one array, at most: the largest set of MedMNIST has 16 GiB. And no more than there is memory
+in the machine: an archive of a megabyte may hold a gigabyte of zeros."""
+_MAX_HEADER = 10_000
+_MOST_NAMES = 10_000
+_LONGEST_NAME = 1000
 
 
 def load_npz(
@@ -102,18 +99,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not an npz archive.", _FORM)
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in needed if key not in archive.files]
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            missing = [key for key in needed if f"{key}.npy" not in names]
             if missing:
                 raise DataError(f"{path} lacks the key(s) {', '.join(missing)}.", _FORM)
             arrays = {}
             for key in needed + optional:
-                if key in archive.files:
-                    arrays[key] = np.asarray(archive[key])
-    except _UNREADABLE as error:
+                if f"{key}.npy" in names:
+                    arrays[key] = _array(archive, key)
+    except DataError:
+        raise
+    except Exception as error:  # a decoder fed with damaged bytes may raise anything at all
         at = f" at the key {key}" if key else ""
         raise DataError(
-            f"{path} cannot be read{at} ({error}).",
+            f"{path} cannot be read{at} ({error or type(error).__name__}).",
             "The file is damaged, or holds Python objects, which are never loaded; get it again "
             "or write it anew as plain arrays.",
         ) from error
@@ -121,6 +121,56 @@ def _read(path: Path) -> dict[str, Any]:
     if given and len(given) < 3:
         raise DataError(f"{path} has {', '.join(given)} only.", "Give groups for all splits.")
     return arrays
+
+
+def _array(archive: zipfile.ZipFile, key: str) -> Any:
+    """One array of an archive; ValueError for a header that claims what it may not, or has not.
+
+    Memory is taken for what its type and length can be, within :data:`MAX_BYTES` and the
+    machine's memory, and for no more than the archive can unpack to.
+    """
+    entry = archive.getinfo(f"{key}.npy")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is compressed by a method that numpy does not write")
+    with archive.open(entry) as file:
+        version = npy.read_magic(file)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"its version is {version}")
+        shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER)
+        _check_type(key, dtype, shape)
+        size = dtype.itemsize * math.prod(shape)
+        packed = Path(str(archive.filename)).stat().st_size
+        # Deflate makes at most 1032 bytes of one; an entry has no more bytes than its archive.
+        if size > min(MAX_BYTES, _memory(), 1032 * min(entry.compress_size, packed)):
+            raise ValueError(f"it claims {size} bytes, more than there can be")
+        flat = np.frombuffer(_exactly(file, size), dtype)
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_type(key: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if key == "class_names":
+        wrong = math.prod(shape) > _MOST_NAMES or dtype.itemsize > 4 * _LONGEST_NAME
+    else:
+        wrong = len(shape) > 8
+    # Objects would be unpickled; text without a length, or records, are none of the keys'.
+    if wrong or dtype.hasobject or dtype.kind not in "biufcSU" or not dtype.itemsize:
+        raise ValueError(f"it is {dtype} of shape {shape}")
+
+
+def _exactly(file: IO[bytes], size: int) -> bytearray:
+    """``size`` bytes, taken as they come; ValueError where there are fewer, or more."""
+    content = bytearray()
+    while len(content) <= size and (piece := file.read(min(1 << 20, size + 1 - len(content)))):
+        content += piece
+    if len(content) != size:
+        raise ValueError(f"it is not {size} bytes long, as its header says")
+    return content
+
+
+def _memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _split(path: Path, arrays: Mapping[str, Any], split: str) -> ImageSet:
@@ -184,7 +234,14 @@ def _class_names(path: Path, arrays: Mapping[str, Any], labels: IntArray) -> tup
                 f"{path}: class_names is {stored.dtype} of shape {stored.shape}.",
                 "Store a flat array of strings, one for each class.",
             )
-        return tuple(str(name) for name in stored)
+        names = tuple(str(name) for name in stored)
+        for name in names:
+            if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+                raise DataError(
+                    f"{path}: class_names has the name {name!r}.",
+                    "Give each class a name of printable characters; they stand in reports.",
+                )
+        return names
     present = np.unique(labels)
     expected = np.arange(len(present))
     if not np.array_equal(present, expected):

@@ -21,6 +21,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 # A single-cell or radiology picture has a few megapixels; a small file that unpacks to more is a
 # whole slide or a decompression bomb, and either would exhaust a hospital's memory.
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of a file: four channels of 16 bits a pixel, not compressed at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,8 @@ def read_picture(path: Path, image_size: int, crop: int = 0) -> Picture:
     libjpeg-turbo, which all of Pillow's wheels use; a test holds their value.
 
     Raises :class:`DataError`, naming the file, when it is no readable picture, has more than
-    ``MAX_PIXELS``, several pages, floating-point pixels, or fewer pixels than ``crop``.
+    ``MAX_PIXELS`` or ``MAX_BYTES``, several pages, floating-point pixels, or fewer pixels than
+    ``crop``.
     """
     from PIL import Image, ImageOps
 
@@ -59,6 +62,11 @@ def read_picture(path: Path, image_size: int, crop: int = 0) -> Picture:
             "Give a size of 1 or more and a crop of 0 (none) or more pixels.",
         )
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(
+                f"{path} has more than {MAX_BYTES // 1_000_000} MB.",
+                "Cut the regions of interest out of it, or take it out of the folder.",
+            )
         with Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise _too_large(path, f"{opened.width} x {opened.height}")

@@ -1,4 +1,5 @@
-"""Dividing labelled images without ever separating a group (a patient, identical pictures)."""
+"""Dividing labelled images: groups (a patient, identical pictures) kept together, or, where
+privacy is promised, each privacy unit by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.datasets.base import ImageSet, IntArray
-from common.datasets.identity import split_keys
+from common.datasets.identity import digest_keys, split_keys
 from common.errors import DataError
 
 
@@ -31,13 +32,9 @@ class Units:
             return np.empty(0, dtype=np.int64)
         return np.sort(np.concatenate([self.members[int(u)] for u in chosen]))
 
-    def least(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Return each unit's key: the least of its images' ``keys``."""
-        return [min(keys[i] for i in images.tolist()) for images in self.members]
-
     def ranked(self, keys: Sequence[bytes]) -> IntArray:
-        """Return all unit numbers by key."""
-        least = self.least(keys)
+        """Return all unit numbers by key, which is the least of their images' ``keys``."""
+        least = [min(keys[i] for i in images.tolist()) for images in self.members]
         return np.array(sorted(range(len(least)), key=least.__getitem__), dtype=np.int64)
 
 
@@ -73,7 +70,7 @@ def _quotas(counts: IntArray, fraction: float) -> IntArray:
 
 
 def split_train_val(
-    images: ImageSet, fraction: float = 0.2, seed: int = 0, *, independent: bool = False
+    images: ImageSet, fraction: float = 0.2, seed: int = 0
 ) -> tuple[ImageSet, ImageSet]:
     """Divide ``images`` into training and validation, about ``fraction`` of them for the latter.
 
@@ -81,19 +78,12 @@ def split_train_val(
     never on both sides; neither side is empty; the images keep their order. The units of a class
     are ranked by a hash of what they are (patient or picture) and of ``seed``, and cut at the
     fraction: the same images always fall the same way, in whatever order and under whatever name
-    they come, and further images move only units next to the cut.
-
-    ``independent``: a unit's side depends on nothing but itself (validation if its hash is below
-    the fraction), so that one unit more or less moves no other. Differential privacy for one unit
-    assumes that; the price is that neither the fraction nor the classes are met exactly. Only
-    where a side would be empty does the unit with the least, or largest, hash go there.
+    they come, and further images move only units next to the cut. Where privacy is promised that
+    is too many: see :func:`split_independently`.
 
     Raises :class:`DataError` for a fraction outside (0, 1) or fewer than two units.
     """
-    if not 0.0 < fraction < 1.0:
-        raise DataError(
-            f"The validation fraction is {fraction}.", "Choose one between 0 and 1, such as 0.2."
-        )
+    _check_fraction(fraction)
     units = make_units(images.labels, images.linked())
     if len(units.members) < 2:
         raise DataError(
@@ -102,22 +92,58 @@ def split_train_val(
             "Provide images of two patients (groups) or more.",
         )
     keys = split_keys(images.digests, images.patients, seed)
-    taken = (
-        _each_by_itself(units, keys, fraction) if independent else _ranked(units, keys, fraction)
-    )
+    taken = _ranked(units, keys, fraction)
     train = units.indices(np.flatnonzero(~taken))
     val = units.indices(np.flatnonzero(taken))
     return images.subset(train), images.subset(val)
 
 
-def _each_by_itself(units: Units, keys: Sequence[bytes], fraction: float) -> NDArray[np.bool_]:
-    least = units.least(keys)
-    taken = np.array([int.from_bytes(key[:8], "big") < fraction * 2.0**64 for key in least])
-    if not taken.any():
-        taken[min(range(len(least)), key=least.__getitem__)] = True
+def split_independently(
+    images: ImageSet, fraction: float = 0.2, seed: int = 0, *, by_patient: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Divide ``images`` into training and validation, each privacy unit by itself.
+
+    Differential privacy for one unit assumes that a unit more or less changes nothing about the
+    others: neither the side on which any of them is nor which of their images are used. So an
+    image is on the validation side if a hash of whose it is (of which picture it is, where no
+    patient is known) and of ``seed`` is below the ``fraction``, and nothing else has a say. The
+    price is that neither the fraction nor the classes are met exactly, and that the validation
+    side of a handful of patients may be empty. The images keep their order; their groups are not
+    looked at, since a group may join several units.
+
+    What two patients hold both is where the unit matters:
+
+    * ``by_patient`` (the unit is the patient): each row goes with its own patient, so that the
+      picture may be on both sides. A copy in validation of a training picture makes the figures
+      too good; that either patient's rows depended on the other's would break the promise.
+    * otherwise (the unit is the picture): all its rows go where the least of their hashes says.
+      They are one unit, on one side.
+
+    Raises :class:`DataError` for a fraction outside (0, 1), or where nothing is left to train on.
+    """
+    _check_fraction(fraction)
+    keys = split_keys(images.digests, images.patients, seed)
+    if not by_patient:
+        pictures = digest_keys(images.digests)
+        least: dict[bytes | None, bytes] = {}
+        for picture, key in zip(pictures, keys, strict=True):
+            least[picture] = min(key, least.get(picture, key))
+        keys = [least[picture] for picture in pictures]
+    taken = np.array([int.from_bytes(key[:8], "big") < fraction * 2.0**64 for key in keys], bool)
     if taken.all():
-        taken[max(range(len(least)), key=least.__getitem__)] = False
-    return taken
+        raise DataError(
+            f"All of the {len(images)} image(s) fall on the validation side: none is left to "
+            "train on.",
+            "Provide images of more patients; on which side one is cannot be chosen.",
+        )
+    return images.subset(np.flatnonzero(~taken)), images.subset(np.flatnonzero(taken))
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0.0 < fraction < 1.0:
+        raise DataError(
+            f"The validation fraction is {fraction}.", "Choose one between 0 and 1, such as 0.2."
+        )
 
 
 def _ranked(units: Units, keys: Sequence[bytes], fraction: float) -> NDArray[np.bool_]:

@@ -75,6 +75,12 @@ class Challenge:
         return cls(nonce, _package(optional_of(head, "package", "")), wire_of(head))
 
 
+_CODE = re.compile(r"[a-z0-9-]{1,64}")
+_CORRELATION = re.compile(r"[A-Za-z0-9-]{1,64}")
+UNREADABLE = "unreadable"
+"""In place of a code, or an id, that is none: it goes to terminals, logs and reports."""
+
+
 @dataclass(frozen=True)
 class Greeting:
     """A hospital's answer to "who are you": its name, and what it speaks.
@@ -161,7 +167,11 @@ class Refusal:
         if entry(record, "refusal", ConfigRecord) is None:
             return None
         head = any_head_of(record, "refusal")
-        return cls(field_of(head, "code", str)[:64], field_of(head, "correlation-id", str)[:64])
+        code, correlation_id = field_of(head, "code", str), field_of(head, "correlation-id", str)
+        return cls(
+            code if _CODE.fullmatch(code) else UNREADABLE,
+            correlation_id if _CORRELATION.fullmatch(correlation_id) else UNREADABLE,
+        )
 
 
 def _package(text: str) -> str:

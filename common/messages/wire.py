@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from common.errors import ProtocolError
+from common.tensors import parse_tensors
 
 
 class Wire(NamedTuple):
@@ -180,10 +180,10 @@ def record_to_arrays(record: RecordDict, name: str) -> dict[str, np.ndarray]:
             "run the same version of consilium at the server and at every hospital",
         )
     try:
-        return dict(load(packed.data))
-    except (SafetensorError, ValueError, TypeError, KeyError) as e:
+        return parse_tensors(packed.data)
+    except ValueError as e:
         raise ProtocolError(
-            f"the arrays '{name}' of a message cannot be decoded ({type(e).__name__})",
+            f"the arrays '{name}' of a message cannot be decoded: {e}",
             "send them again; if it recurs, update the sender",
         ) from None
 

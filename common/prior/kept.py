@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -23,6 +22,7 @@ from common.files import atomic_write
 from common.model import set_weights
 from common.prior.features import PriorFeatures
 from common.prior.model import PriorHead
+from common.tensors import parse_tensors
 
 _BATCH = 256
 _FILES = 4
@@ -188,7 +188,7 @@ def _hash(tensors: Iterable[tuple[str, Tensor]]) -> bytes:
 
 def _read(path: Path, count: int) -> Tensor | None:
     try:
-        found = torch.from_numpy(load(path.read_bytes())["features"].copy())
-    except (OSError, KeyError, SafetensorError):  # a copy of what can be computed again
+        found = torch.from_numpy(parse_tensors(path.read_bytes())["features"])
+    except (OSError, KeyError, TypeError, ValueError):  # a copy of what can be computed again
         return None
     return found if len(found) == count else None

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from common.devices import CPU
 from common.errors import ModelError
 from common.files import atomic_write
+from common.parsing import parse_json
 from common.prior.drawing import draw_cells
 from common.prior.features import PriorFeatures, PriorSpec
 from common.prior.pretext import to_unit, train_network
@@ -115,7 +116,7 @@ def load_prior(path: Path, *, digest: str = "") -> PriorFeatures:
     if metadata.get("format") != _FORMAT:
         raise ModelError(f"'{path}' is no prior of format {_FORMAT}.", _REMAKE)
     try:
-        told = json.loads(metadata["spec"])
+        told = parse_json(metadata["spec"])
         told |= {name: tuple(told[name]) for name in ("widths", "zooms")}
         prior = PriorFeatures(PriorSpec(**told))
         prior.load_state_dict(tensors)

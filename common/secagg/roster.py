@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from common.parsing import parse_json
 from common.secagg import wire
 from common.secagg.binding import canonical
 from common.secagg.errors import Refusal
@@ -123,8 +124,8 @@ def _parse(data: bytes) -> object:
     if len(data) > _LIMIT:
         raise _refuse("it is too large")
     try:
-        value: object = json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        value: object = parse_json(data, object_pairs_hook=unique)
+    except ValueError:
         raise _refuse("it is not JSON") from None
     return value
 

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.parsing import parse_json
 from common.secagg.binding import canonical
 from common.secagg.keys import SIGNATURE_BYTES, Identity
 from common.secagg.keys import verify as verify_signature
@@ -135,8 +136,8 @@ def _vector_statement(vector: TaskVector) -> bytes:
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         raise malformed("it holds no JSON") from None
     if not isinstance(value, dict):
         raise malformed("it holds no JSON object")

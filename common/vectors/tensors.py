@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.parsing import parse_json
 from common.secagg.binding import canonical
 from common.vectors.errors import malformed
 
@@ -113,8 +114,8 @@ def _header(described: Sequence[_Described], metadata: Mapping[str, str]) -> byt
 def _parse(raw: bytes) -> tuple[list[_Described], dict[str, str]]:
     """Names, types and shapes as a header claims them, of the right types and within limits."""
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError):
+        header = parse_json(raw)
+    except ValueError:
         raise malformed("the header is no JSON") from None
     metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

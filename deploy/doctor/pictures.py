@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets import ImageSet, load_folder_as_one, split_train_val
+from common.datasets import ImageSet, UInt8Array, load_folder_as_one, split_independently
 from common.datasets.listing import Listing, list_folders
 from common.datasets.manifest import find_manifest, list_manifest
 from common.datasets.pictures import read_picture
 from common.errors import DataError
 from common.privacy.limits import PATIENT
+from common.simulation import VALIDATION_FRACTION
 from deploy.doctor.case import Case
 from deploy.doctor.result import Finding, NotChecked, fail, good, warn
 
@@ -66,7 +67,7 @@ def pictures(case: Case) -> Finding:
     counts = case.images.class_counts(len(told.classes)).tolist()
     by_class = ", ".join(f"{n} {c}" for n, c in zip(told.classes, counts, strict=True))
     copies = len(images) - len(np.unique(images.digests, axis=0))
-    repeated = f"; {copies} of them repeat another one (copies stay together)" if copies else ""
+    repeated = f"; {copies} of them repeat another one (one picture, one unit)" if copies else ""
     found = f"{len(images)}: {by_class}{repeated}"
     if empty := [n for n, c in zip(told.classes, counts, strict=True) if not c]:
         return warn(
@@ -79,14 +80,12 @@ def pictures(case: Case) -> Finding:
 
 def split(case: Case) -> Finding:
     """The hospital's own split leaves enough pictures for training and for validation."""
-    from common.simulation import VALIDATION_FRACTION
-
-    train, val = split_train_val(_images(case), VALIDATION_FRACTION, independent=True)
+    train, val = split_independently(_images(case), VALIDATION_FRACTION)
     found = f"{len(train)} for training, {len(val)} for validation"
     if min(len(train), len(val)) < FEWEST:
         return fail(
             f"{found}: fewer than {FEWEST} on one side",
-            "add pictures; those of one patient, and copies, always stay on one side",
+            "add pictures; those of one patient always stay on one side, which cannot be chosen",
         )
     return good(found)
 
@@ -101,6 +100,13 @@ def patients(case: Case) -> Finding:
             found,
             "name the patient of every picture (a column patient in manifest.csv, or one folder a "
             f'patient inside each class folder), or set unit = "image" in {case.folder.policy}',
+        )
+    whose = np.unique(np.concatenate([images.digests, images.patients], axis=1), axis=0)
+    if shared := len(whose) - len(np.unique(images.digests, axis=0)):
+        return warn(
+            f"{found}; {shared} picture(s) are another patient's too{_torn(images, unit)}",
+            "name one patient for each picture: what is promised to a patient is about the rows "
+            "under their own name, and says nothing of a copy under another's",
         )
     return good(found)
 
@@ -124,6 +130,17 @@ def judge_delta(value: float, count: int, unit: str, where: Path) -> Finding:
             f"set total-delta in {where} below {1 / count:.2g}, better ten times below",
         )
     return good(f"δ = {value:g}, below 1/{count} ({unit}s)")
+
+
+def _torn(images: ImageSet, unit: str) -> str:
+    """How many pictures train with one patient and validate with another."""
+    train, val = split_independently(images, VALIDATION_FRACTION, by_patient=unit == PATIENT)
+    both = len(_rows(train.digests) & _rows(val.digests))
+    return f", {both} of them on both sides (validation figures too good)" if both else ""
+
+
+def _rows(digests: UInt8Array) -> set[bytes]:
+    return {row.tobytes() for row in digests}
 
 
 def _images(case: Case) -> ImageSet:

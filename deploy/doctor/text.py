@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common.text import printable
+
 _SKIPPED = "not checked"
 
 
@@ -24,7 +26,7 @@ def render(document: dict[str, Any], width: int | None) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")
     for row in checks:
-        table.add_row(row["name"], row["status"], _plain(row["found"]))
+        table.add_row(row["name"], row["status"], printable(row["found"]))
     console.print(table)
     skipped = [row["name"] for row in checks if row["found"].startswith(_SKIPPED)]
     wrong = [r for r in checks if r["status"] != "PASS" and r["name"] not in skipped]
@@ -32,14 +34,9 @@ def render(document: dict[str, Any], width: int | None) -> None:
         console.print("What to do, in this order:")
     for number, row in enumerate(wrong, 1):
         console.print(
-            f"{number}. {row['status']} {row['name']}: {_plain(row['remedy'])}", soft_wrap=True
+            f"{number}. {row['status']} {row['name']}: {printable(row['remedy'])}", soft_wrap=True
         )
     if skipped:
         console.print(f"Then check again: {', '.join(skipped)} could not be checked.")
     counts = [f"{sum(r['status'] == s for r in checks)} {s}" for s in ("PASS", "WARN", "FAIL")]
     console.print(f"{document['status']}: {', '.join(counts)}")
-
-
-def _plain(text: str) -> str:
-    """File names may hold what would command a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from common.files import atomic_write
+from common.parsing import parse_json
 from common.privacy.ledger import Entry, Ledger, LedgerError
 from common.privacy.ledger.chain import GENESIS
 from common.privacy.ledger.schema import SCHEMA, VERSION, fields_of
@@ -160,10 +160,10 @@ def _is_own_hash(entry: Entry) -> bool:
 def _read(path: Path) -> Document:
     remedy = "give a file of `consilium ledger export FILE --format json`"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ConfigError(f"{path} is no JSON", remedy) from None
     if not isinstance(document, dict) or document.get("format") != EXPORT:
         raise ConfigError(f"{path} is no export of a privacy ledger", remedy)

@@ -28,7 +28,11 @@ log = logging.getLogger("consilium.code")
 PACKAGES = (common, client_app)
 """What runs at a hospital. The server's part is the coordinator's business."""
 LIMIT = 32_000_000
-"""Bytes of an unpacked archive, at most."""
+"""Bytes of an unpacked archive, at most: as it unpacks, not as it says."""
+PACKED_LIMIT = 10_000_000
+"""Bytes of an archive, at most, which is Flower's own limit."""
+MOST_FILES = 4096
+_PIECE = 64 * 1024
 
 
 class CodeError(ConsiliumError):
@@ -51,21 +55,43 @@ def installed() -> dict[str, bytes]:
 def shipped(archive: bytes) -> dict[str, bytes]:
     """The same of a FAB's content; CodeError if it is no archive, or too large.
 
-    Everything in the hospital's packages counts, whatever its name ends with.
+    Everything in the hospital's packages counts, whatever its name ends with. No size that stands
+    in the archive is believed: files are unpacked piece by piece, by a decoder that keeps to the
+    size of a piece, until there are more than :data:`LIMIT` bytes of them.
     """
     prefixes = tuple(f"{package.__name__}/" for package in PACKAGES)
     try:
+        # Each entry has this signature; the list of them is made when the archive is opened.
+        if len(archive) > PACKED_LIMIT or archive.count(b"PK\x01\x02") > MOST_FILES:
+            raise ValueError
         with zipfile.ZipFile(io.BytesIO(archive)) as packed:
             entries = [i for i in packed.infolist() if i.filename.startswith(prefixes)]
-            names = [i.filename for i in entries]
-            if len(set(names)) != len(names) or sum(i.file_size for i in entries) > LIMIT:
+            if len({i.filename for i in entries}) != len(entries):
                 raise ValueError
-            return {name: hashlib.sha256(packed.read(name)).digest() for name in names}
-    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+            return _digests(packed, entries)
+    except Exception:  # a decoder fed with damaged bytes may raise anything at all
         raise CodeError(
             "what the server sent as its app is no archive that can be read",
             "tell the coordinator; nothing of it was unpacked or run",
         ) from None
+
+
+def _digests(packed: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> dict[str, bytes]:
+    """SHA-256 of each entry; ValueError for more than :data:`LIMIT` bytes of them."""
+    found, left = {}, LIMIT
+    for entry in entries:
+        # The decoders of other methods unpack all that they are given at once.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError
+        digest = hashlib.sha256()
+        with packed.open(entry) as file:
+            while piece := file.read(_PIECE):
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError
+                digest.update(piece)
+        found[entry.filename] = digest.digest()
+    return found
 
 
 def check(archive: bytes, own: Mapping[str, bytes]) -> None:

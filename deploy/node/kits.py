@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import ssl
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +20,17 @@ import httpx
 from client_app.hospital_file import HospitalFile, HospitalFolder
 from common.errors import ConsiliumError
 from common.federation_file import LIMIT, read_key
+from common.parsing import parse_json
 from common.secagg import Roster
 from deploy.provision import hospital, keys
 from deploy.provision.kit import SIGNED, Kit
 from deploy.runtime.kit_request import PATH, headers_for
 
 TIMEOUT = 20.0
+"""Seconds without a byte."""
+WHOLE_TIMEOUT = 120.0
+"""Seconds for the whole answer: a server may send a byte now and then for ever."""
+ANSWER_LIMIT = 8 * LIMIT
 
 
 def update(folder: HospitalFolder, address: str) -> list[str]:
@@ -42,19 +47,19 @@ def update(folder: HospitalFolder, address: str) -> list[str]:
     # Straight to the server, as the node: no proxy of the environment.
     with httpx.Client(verify=context, timeout=TIMEOUT, trust_env=False) as client:
         try:
-            answer = client.get(f"https://{address}{PATH}", headers=headers)
+            status, content = _answer(client, f"https://{address}{PATH}", headers)
         except httpx.HTTPError:
             return []  # nobody there: the node's own log says so
-    if answer.status_code == 304 or answer.status_code >= 500:
+    if status == 304 or status >= 500:
         return []
-    if answer.status_code != 200:
+    if status != 200:
         raise ConsiliumError(
-            f"the server gives this hospital no kit (HTTP {answer.status_code})",
+            f"the server gives this hospital no kit (HTTP {status})",
             "ask the coordinator whether the hospital is admitted; check this machine's clock",
         )
     members = _names(folder)
     with tempfile.TemporaryDirectory() as place:
-        _unpack(answer.content, Path(place))
+        _unpack(content, Path(place))
         kit = Kit.read(Path(place))
         hospital.join(folder, kit, kit.coordinator, now)
     lines = [f"kit: {name} has joined" for name in sorted(_names(folder) - members)]
@@ -67,6 +72,29 @@ def update(folder: HospitalFolder, address: str) -> list[str]:
     return lines or ["kit: a newer one is installed"]
 
 
+def _answer(client: httpx.Client, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    """Status and content of an answer, of which no more is read than a kit can have.
+
+    As it travels: nothing is unpacked, since a few bytes may unpack to any number. ConsiliumError
+    for a packed answer, one that is too long, and one that does not end.
+    """
+    asked = {**headers, "accept-encoding": "identity"}
+    with client.stream("GET", url, headers=asked) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, b""
+        if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise _malformed("is packed, which was not asked for")
+        content = bytearray()
+        end = time.monotonic() + WHOLE_TIMEOUT
+        for piece in answer.iter_raw(64 * 1024):
+            content += piece
+            if len(content) > ANSWER_LIMIT:
+                raise _malformed(f"has more than {ANSWER_LIMIT} bytes")
+            if time.monotonic() > end:
+                raise _malformed(f"takes more than {WHOLE_TIMEOUT:.0f} seconds")
+    return 200, bytes(content)
+
+
 def _names(folder: HospitalFolder) -> set[str]:
     roster = Roster.load(folder.roster.read_bytes(), read_key(folder.coordinator))
     return {entry.name for entry in roster.entries}
@@ -74,15 +102,19 @@ def _names(folder: HospitalFolder) -> set[str]:
 
 def _unpack(content: bytes, place: Path) -> None:
     """The four files of an answer, and no other, into ``place``."""
-    bad = ConsiliumError(
-        "the server's kit is malformed", "tell the coordinator; the installed kit stays"
-    )
-    if len(content) > 8 * LIMIT:
-        raise bad
+    if len(content) > ANSWER_LIMIT:
+        raise _malformed("is too large")
     try:
-        files = json.loads(content)["files"]
+        files = parse_json(content)["files"]
         for name in SIGNED:
             data = base64.b64decode(files[name], validate=True)
             (place / name).write_bytes(data)
     except (ValueError, KeyError, TypeError):
-        raise bad from None
+        raise _malformed("is not of its form") from None
+
+
+def _malformed(how: str) -> ConsiliumError:
+    return ConsiliumError(
+        f"the server's kit is malformed: it {how}",
+        "tell the coordinator; the installed kit stays",
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,7 @@ from pydantic import field_validator
 from common.errors import ConfigError
 from common.federation_file import Description, check_host, split_address
 from common.files import atomic_write
+from common.parsing import parse_toml
 from common.secagg.keys import Identity
 from deploy.provision import certificates, keys
 from deploy.provision.files import claim, keep_or_make, locked, private_folder, write_if_changed
@@ -136,7 +136,7 @@ class FederationFolder:
     def load(self) -> Settings:
         """``federation.toml``; ConfigError if it is missing or wrong."""
         try:
-            document = tomllib.loads(self.settings.read_text(encoding="utf-8"))
+            document = parse_toml(self.settings.read_bytes())
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.root} is no federation: it has no {self.settings.name}",

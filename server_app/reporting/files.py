@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.parsing import parse_json
 from server_app.reporting.values import Json, count, text
 
 INPUTS = ("config.json", "partition.json", "metrics.jsonl", "summary.json")
@@ -83,7 +83,7 @@ def read_run(run_dir: Path) -> Run:
 
 def _parse(content: bytes) -> Json | None:
     try:
-        value = json.loads(content.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+        value = parse_json(content.decode("utf-8", "replace"))
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -46,13 +46,13 @@ def loss_of_privacy(value: object) -> float | None:
 
 
 def text(value: object) -> str:
-    """Return readable text: no control characters, none that XML or UTF-8 can't carry."""
+    """Return readable text: no control or bidirectional marks, none that XML can't carry."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     plain = value if isinstance(value, str) else json.dumps(value, default=str)
-    bad = ("Cc", "Cs", "Cn")
+    bad = ("Cc", "Cf", "Cs", "Cn")
     line = " ".join(plain.split())
     return "".join("\ufffd" if unicodedata.category(c) in bad else c for c in line)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from common.config import BY_NAME
 from common.model import ModelSpec
+from common.parsing import parse_json
 from common.vectors import VectorError
 from common.vectors.vector import MAX_BUCKET, check_hospital, check_serial
 
@@ -93,8 +94,8 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """From a file; VectorError (``ensemble-file``, ``ensemble-format``)."""
         try:
-            told = json.loads(read_at_most(path, LIMIT))
-        except (ValueError, RecursionError):
+            told = parse_json(read_at_most(path, LIMIT))
+        except ValueError:
             raise malformed("it is no JSON") from None
         if not isinstance(told, dict) or set(told) != _KEYS or told["version"] != _FORMAT:
             raise malformed("it is none of this version")

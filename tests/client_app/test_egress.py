@@ -142,3 +142,75 @@ def test_the_update_is_counted_in_numbers() -> None:
     report = Report("run-1", 1, "h", {"examples": 3.0}, {"w": np.zeros((2, 3)), "b": np.zeros(4)})
     found = fields_of(report.to_record(), "train", None, None)
     assert Field("update", "10 numbers", "in the clear") in found
+
+
+def ask_often(number: int, policy: str = "") -> Path:
+    """One hospital, greeted so often; its directory."""
+    consilium_home().mkdir(parents=True)
+    (consilium_home() / "policy.toml").write_text(f"version = 1\n{policy}")
+    grid = InProcessGrid(app, 2, dict(TINY))
+    for _ in range(number):
+        answer = app(Message(RecordDict(), 1000, "query.greet"), grid.contexts[0]).content
+        assert Refusal.in_record(answer) is None
+    return consilium_home() / "simulation" / "hospital-00"
+
+
+def test_answers_that_carry_nothing_are_listed_to_a_number_and_then_counted() -> None:
+    home = ask_often(9, "[egress]\nlisted-a-day = 5\n")
+    assert [line["message"] for line in lines()] == ["greet"] * 5
+    for _ in range(7):  # a round that this node is not in
+        grid = InProcessGrid(app, 2, dict(TINY))
+        record = Envelope(b"x").to_record()
+        app(Message(record, 1000, "query.masked"), grid.contexts[0])
+    ((_, found),) = egress.counts(home / egress.FILE).items()
+    assert found == {"greet": 9, "masked: refused, secagg-no-round": 7}
+    assert sum(line["message"] == "masked" for line in lines()) == 2 * 5
+    size = (home / egress.FILE).stat().st_size
+    app(Message(RecordDict(), 1000, "query.greet"), grid.contexts[0])
+    assert (home / egress.FILE).stat().st_size == size
+
+
+def test_what_carries_something_is_always_listed(tmp_path: Path) -> None:
+    report = Report("run-1", 1, "h", {"examples": 3.0}, {"w": np.zeros((2, 3))}).to_record()
+    for _ in range(30):
+        egress.note(tmp_path, report, stage="train", hospital=None)
+    assert sum(line["field"] == "update" for line in egress.read(tmp_path / egress.FILE)) == 30
+    assert not (tmp_path / egress.COUNTS).exists()
+
+
+def test_a_full_log_is_compressed_and_nothing_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / egress.FILE
+    small = egress.Egress.model_construct(rotate_mb=0.0005, max_mb=1024, listed_a_day=10**6)
+    monkeypatch.setattr(egress, "Egress", lambda: small)
+    for number in range(40):
+        head = ConfigRecord({"version": 1, "hospital": f"h{number}"})
+        egress.note(tmp_path, RecordDict({"greeting": head}), stage="greet")
+    found = [line["amount"] for line in egress.read(path)]
+    assert found == [f"h{number}" for number in range(40)]
+    assert len(egress.files(path)) > 3
+    for file in tmp_path.iterdir():
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_nothing_leaves_where_the_log_is_as_large_as_the_policy_allows(tmp_path: Path) -> None:
+    (tmp_path / "egress-000001.tsv.gz").touch()
+    with (tmp_path / "egress-000001.tsv.gz").open("r+b") as file:
+        file.truncate(2_000_000_000)  # a hole: takes no room
+    head = ConfigRecord({"version": 1, "hospital": "h"})
+    with pytest.raises(EgressError, match="more than 1024 MB"):
+        egress.note(tmp_path, RecordDict({"greeting": head}), stage="greet")
+    assert not (tmp_path / egress.FILE).exists()
+
+
+def test_days_long_ago_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "_DAYS", 5)
+    path = tmp_path / egress.FILE
+    days = [f"2025-01-{day:02d}" for day in range(1, 21)]
+    for day in days:
+        assert egress._count(path, "greet", day) == 1
+    assert egress._count(path, "greet", days[-1]) == 2
+    found = egress.counts(path)
+    assert len(found) <= 5 + 2
+    assert sum(of["greet"] for of in found.values()) == len(days) + 1

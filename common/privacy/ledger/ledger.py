@@ -85,7 +85,7 @@ class Ledger:
         known = self.state(run)
         plan = known.plan if known else calibrate()  # seconds: not while others wait
         with self.chain.transaction():
-            data = remember(self.chain, parts).fingerprint
+            data = remember(self.chain, parts, promise.unit).fingerprint
             known = self.state(run)  # another process may have admitted it meanwhile
             if known is not None:
                 _same_promise(known.plan.promise, promise)
@@ -121,7 +121,7 @@ class Ledger:
         is decided by the numbers, refusals included; BudgetExhausted where not even they fit.
         """
         with self.chain.transaction():
-            data = remember(self.chain, parts).fingerprint
+            data = remember(self.chain, parts, unit).fingerprint
             told = [e for e in self.chain.entries() if _is_count(e, data, unit)]
             if told:
                 return told[-1].notes()["train"], told[-1].notes()["val"]
@@ -306,7 +306,7 @@ class Ledger:
                 "ask the coordinator for privacy=local; only the hospital can allow it",
             )
         with self.chain.transaction():
-            data = remember(self.chain, parts)
+            data = remember(self.chain, parts, None)
             if not any(
                 e.mechanism == NON_PRIVATE and e.dataset == data.fingerprint
                 for e in self.chain.entries(run=run)

@@ -7,6 +7,11 @@ was. Images that were in the same ones form a *history*; what a data set has spe
 worst of its histories has. No threshold of "mostly the same images" is needed, and none can be
 played with.
 
+Sides are part of a history and not of who it is about: an image, or a patient, that changes sides
+(an update of consilium divides otherwise, a table is corrected) has paid for both. A picture that
+two patients hold in one data set is two patients' business: each pays for their own rows, and for
+what was done with the picture while they did not hold it.
+
 Hashes are keyed by the ledger's own salt: who has an image and an exported ledger, but not the
 ledger itself, cannot tell whether the image is in it.
 """
@@ -17,7 +22,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
@@ -26,7 +31,7 @@ from numpy.typing import NDArray
 
 from common.errors import PrivacyError
 from common.privacy.ledger.chain import Chain, Entry
-from common.privacy.limits import PATIENT
+from common.privacy.limits import IMAGE, PATIENT
 from common.privacy.plan import PARTS
 
 Digests = NDArray[np.uint8]
@@ -69,17 +74,19 @@ class DataSet:
     """Earlier data set → how many images are in both."""
 
 
-def remember(chain: Chain, parts: Mapping[str, Subjects]) -> DataSet:
+def remember(chain: Chain, parts: Mapping[str, Subjects], unit: str | None = IMAGE) -> DataSet:
     """The data set of these ``parts`` (train, val), recorded if it is new; inside a transaction.
 
-    Raises PrivacyError for an image that is in both parts: its budget would be spent twice.
+    Raises PrivacyError for an image that is in both parts: its budget would be spent twice. Where
+    the ``unit`` is the patient, two patients may hold the same picture on two sides: each of them
+    is on one side only. None: nothing is promised to any unit, nothing is refused.
     """
     salt = chain.meta("salt")
     content = [a.tobytes() for p in PARTS for a in (parts[p].images, parts[p].patients)]
-    name, both = _named(salt, *content)
-    if both:
+    name, both, torn = _named(salt, *content)
+    if wrong := {IMAGE: both, PATIENT: torn}.get(unit or "", 0):
         raise PrivacyError(
-            f"{both} image(s) are in training and in validation",
+            f"{wrong} image(s) are in training and in validation",
             "keep copies of an image on one side; a data set of consilium's own split does",
         )
     for entry in chain.entries():
@@ -107,34 +114,56 @@ def histories(chain: Chain, dataset: str, unit: str) -> list[History]:
     wherever any of their images was: those that are no longer here, too, and those of which only
     another version of the data says whose they are.
     """
-    here = {image for _, _, image, _ in chain.members("dataset = ?", [dataset])}
     if unit == PATIENT:
-        rows = chain.members("1", [])
-        unit_of = _patients(rows)
-    else:
-        rows = chain.members("image IN (SELECT image FROM members WHERE dataset = ?)", [dataset])
-        unit_of = {image: image for image in here}
-    found: dict[bytes, Counter[Where]] = {unit_of[image]: Counter() for image in here}
+        return _largest(_of_patients(dataset, chain.members("1", [])))
+    rows = chain.members("image IN (SELECT image FROM members WHERE dataset = ?)", [dataset])
+    found: dict[bytes, Counter[Where]] = {}
     for name, part, image in {row[:3] for row in rows}:
-        if (history := found.get(unit_of[image])) is not None:
-            history[name, part] += 1
+        found.setdefault(image, Counter())[name, part] += 1
     return _largest(found.values())
 
 
-def _patients(rows: Iterable[tuple[str, str, bytes, bytes]]) -> dict[bytes, bytes]:
-    """Image → one image that stands for all of the same patient, by what any row says."""
+def _of_patients(
+    dataset: str, rows: Sequence[tuple[str, str, bytes, bytes]]
+) -> list[Counter[Where]]:
+    """The history of each patient of ``dataset``, and of each image of which no row says whose.
+
+    Whose an image is, any version may say. Versions that name different patients mean the same
+    person under a new name, unless one version names both: then they are two, who share it.
+    """
+    named: dict[bytes, dict[str, set[bytes]]] = {}
+    for name, _, image, patient in rows:
+        whose = named.setdefault(image, {}).setdefault(name, set())
+        if patient != _UNKNOWN:
+            whose.add(patient)
+    shared = {image for image, sets in named.items() if any(len(w) > 1 for w in sets.values())}
     parent: dict[bytes, bytes] = {}
 
-    def root(image: bytes) -> bytes:
-        while parent.setdefault(image, image) != image:
-            parent[image] = image = parent[parent[image]]
-        return image
+    def root(key: bytes) -> bytes:
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
 
-    first: dict[bytes, bytes] = {}
+    # Patients' keys and images' keys are hashes of different kinds: no two are the same.
     for _, _, image, patient in rows:
-        other = image if patient == _UNKNOWN else first.setdefault(patient, image)
-        parent[root(image)] = root(other)
-    return {image: root(image) for image in list(parent)}
+        if patient != _UNKNOWN and image not in shared:
+            parent[root(image)] = root(patient)
+    holders: dict[bytes, set[bytes]] = {}
+    here = set()
+    for name, _, image, patient in rows:
+        who = root(image if patient == _UNKNOWN else patient)
+        holders.setdefault(image, set()).add(who)
+        if name == dataset:
+            here.add(who)
+    used: dict[bytes, set[tuple[str, str, bytes]]] = {who: set() for who in here}
+    for name, part, image, patient in rows:
+        owners = {root(whose) for whose in named[image][name]}
+        mine = root(image if patient == _UNKNOWN else patient)
+        for who in holders[image] & here:
+            # A row of another patient's is theirs, if this one has a row of their own there.
+            if who == mine or patient == _UNKNOWN or who not in owners:
+                used[who].add((name, part, image))
+    return [Counter((name, part) for name, part, _ in places) for places in used.values()]
 
 
 def check_members(chain: Chain) -> None:
@@ -161,14 +190,22 @@ def data_sets(chain: Chain) -> list[DataSet]:
 
 
 @lru_cache(maxsize=64)
-def _named(salt: bytes, *content: bytes) -> tuple[str, int]:
-    """The fingerprint of :func:`_rows`, and how many images are in both parts.
+def _named(salt: bytes, *content: bytes) -> tuple[str, int, int]:
+    """The fingerprint of :func:`_rows`; how many images are in both parts, and how many of them
+    not only by patients who are in one part each.
 
     Kept, since a hospital asks with the same images for every message of a run.
     """
     rows = _rows(salt, *content)
     both = {image for image, _ in rows["train"]} & {image for image, _ in rows["val"]}
-    return _fingerprint(rows), len(both)
+    one_sided = {p for _, p in rows["train"]} ^ {p for _, p in rows["val"]}
+    torn = {
+        image
+        for part in PARTS
+        for image, patient in rows[part]
+        if image in both and (patient == _UNKNOWN or patient not in one_sided)
+    }
+    return _fingerprint(rows), len(both), len(torn)
 
 
 def _rows(salt: bytes, *content: bytes) -> dict[str, list[tuple[bytes, bytes]]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.datasets import ImageSet, UInt8Array, split_train_val
+from common.datasets import ImageSet, UInt8Array, split_independently, split_train_val
 from common.datasets.identity import patient_digests
 from common.datasets.splitting import make_units, split_three
 from common.errors import DataError
+
+Row = tuple[bytes, bytes, int]
 
 
 def image_set(labels: list[int], groups: list[int] | None = None) -> ImageSet:
@@ -203,7 +207,23 @@ def test_three_way_split_of_small_classes() -> None:
     assert labels[test].tolist() == [1, 2]
 
 
-@given(seed=st.integers(0, 2**32), size=st.integers(4, 60), extra=st.integers(1, 4))
+def sides_of(images: ImageSet, seed: int, *, by_patient: bool) -> tuple[list[Row], list[Row]]:
+    """The rows (picture, patient, label) of both sides, in order; none if all were to validate."""
+    try:
+        parts = split_independently(images, 0.3, seed, by_patient=by_patient)
+    except DataError:
+        parts = (images.subset([]), images)
+    train, val = (
+        [
+            (digest.tobytes(), patient.tobytes(), int(label))
+            for digest, patient, label in zip(part.digests, part.patients, part.labels, strict=True)
+        ]
+        for part in parts
+    )
+    return train, val
+
+
+@given(seed=st.integers(0, 2**32), size=st.integers(1, 60), extra=st.integers(1, 4))
 def test_a_picture_more_moves_no_other_where_each_goes_by_itself(
     seed: int, size: int, extra: int
 ) -> None:
@@ -212,23 +232,88 @@ def test_a_picture_more_moves_no_other_where_each_goes_by_itself(
     labels = rng.integers(0, 3, size + extra)
     more = ImageSet(pictures, labels)
     fewer = more.subset(np.arange(size))
-
-    def sides(images: ImageSet) -> tuple[set[bytes], set[bytes]]:
-        train, val = split_train_val(images, 0.3, seed, independent=True)
-        return {d.tobytes() for d in train.digests}, {d.tobytes() for d in val.digests}
-
-    (train, val), (train_more, val_more) = sides(fewer), sides(more)
-    if min(len(train), len(val)) > 1:  # no side had to be given its only picture
-        assert train <= train_more
-        assert val <= val_more
+    for by_patient in (False, True):
+        (train, val), (train_more, val_more) = (
+            sides_of(images, seed, by_patient=by_patient) for images in (fewer, more)
+        )
+        assert set(train) <= set(train_more)
+        assert set(val) <= set(val_more)
 
 
-def test_each_by_itself_still_leaves_no_side_empty_and_about_the_fraction() -> None:
+PICTURES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+held = st.lists(
+    st.tuples(st.integers(0, 11), st.integers(0, 7), st.integers(0, 9), st.integers(0, 2)),
+    min_size=1,
+    max_size=40,
+)
+"""(picture, how it is turned, patient, label): patients hold many of each other's pictures."""
+
+
+def of_patients(rows: list[tuple[int, int, int, int]]) -> ImageSet:
+    """As a hospital's folder yields them: with groups that join whoever shares a picture."""
+    turned = [np.rot90(PICTURES[p][:, :: 1 - t // 4 * 2], t % 4) for p, t, _, _ in rows]
+    pixels = np.stack(turned) if rows else np.empty((0, 4, 4, 3), np.uint8)
+    plain = ImageSet(
+        pixels,
+        np.array([row[3] for row in rows], dtype=np.int64),
+        patients=patient_digests(str(row[2]) for row in rows),
+    )
+    return replace(plain, groups=plain.linked())
+
+
+@settings(max_examples=200, deadline=None)
+@given(held, st.integers(0, 9), st.integers(0, 99))
+def test_a_patient_more_or_less_changes_nothing_about_another_patient(
+    rows: list[tuple[int, int, int, int]], patient: int, seed: int
+) -> None:
+    """Neither a side nor which pictures are used, whoever holds copies of whose pictures."""
+    others = [row for row in rows if row[2] != patient]
+    gone = patient_digests([str(patient)])[0].tobytes()
+    everyone = sides_of(of_patients(rows), seed, by_patient=True)
+    without = sides_of(of_patients(others), seed, by_patient=True)
+    for before, after in zip(everyone, without, strict=True):
+        assert [row for row in before if row[1] != gone] == after
+    assert not {row[1] for row in everyone[0]} & {row[1] for row in everyone[1]}
+
+
+@settings(max_examples=200, deadline=None)
+@given(held, st.integers(0, 11), st.integers(0, 99))
+def test_a_picture_more_or_less_changes_nothing_about_another_picture(
+    rows: list[tuple[int, int, int, int]], picture: int, seed: int
+) -> None:
+    """Where the unit is the picture: whoever holds it, all of its rows are on one side."""
+    others = [row for row in rows if row[0] != picture]
+    gone = of_patients([(picture, 0, 0, 0)]).digests[0].tobytes()
+    everyone = sides_of(of_patients(rows), seed, by_patient=False)
+    without = sides_of(of_patients(others), seed, by_patient=False)
+    for before, after in zip(everyone, without, strict=True):
+        assert [row for row in before if row[0] != gone] == after
+    assert not {row[0] for row in everyone[0]} & {row[0] for row in everyone[1]}
+
+
+def test_where_each_goes_by_itself_about_the_fraction_is_validated() -> None:
     rng = np.random.default_rng(0)
     many = ImageSet(rng.integers(0, 256, (4000, 4, 4, 1), dtype=np.uint8), np.zeros(4000, np.int64))
-    _, val = split_train_val(many, 0.2, 1, independent=True)
+    _, val = split_independently(many, 0.2, 1)
     assert 700 < len(val) < 900
-    for n in (2, 3, 4):
-        train, val = split_train_val(many.subset(np.arange(n)), 0.2, 7, independent=True)
-        assert len(train) > 0
-        assert len(val) > 0
+
+
+def test_a_side_may_be_empty_where_each_goes_by_itself_but_something_is_trained_on() -> None:
+    """Whoever was put there to fill it would go back when another one comes."""
+    one, refused = image_set([0]), 0
+    for seed in range(40):
+        try:
+            train, val = split_independently(one, 0.2, seed)
+        except DataError:
+            refused += 1
+            continue
+        assert (len(train), len(val)) == (1, 0)
+    assert 0 < refused < 40
+    with pytest.raises(DataError, match="none is left"):
+        split_independently(image_set([]))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_impossible_fraction_where_each_goes_by_itself(fraction: float) -> None:
+    with pytest.raises(DataError, match="fraction"):
+        split_independently(image_set([0, 1, 0]), fraction)

@@ -65,3 +65,10 @@ def test_an_image_on_which_the_model_gives_nan_counts_as_wrong_and_is_no_error()
     figures = noised(p, y, np.arange(10), count=10, noise_multiplier=1e-6)
     assert figures.correct == pytest.approx(9, abs=1e-4)
     assert figures.loss_sum == pytest.approx(LOSS_CLIP, abs=1e-3)
+
+
+def test_a_hospital_without_validation_images_tells_noise_around_nothing() -> None:
+    p, y = np.zeros((0, 8), np.float32), np.zeros(0, np.int64)
+    told = [noised(p, y, y, count=3, noise_multiplier=1.0) for _ in range(200)]
+    assert {figures.examples for figures in told} == {3}
+    assert abs(np.mean([figures.correct for figures in told]) - 1.5) < 5 * math.sqrt(0.5 / 200)

@@ -123,6 +123,29 @@ def test_a_policy_for_patients_needs_to_know_them(ward: Ward) -> None:
     assert "below 1/7 (patients)" in row(document, "delta")["found"]
 
 
+def test_a_picture_of_two_patients_is_a_warning_with_what_it_does_to_the_figures(
+    ward: Ward,
+) -> None:
+    ward.edit(ward.folder.policy, 'unit = "image"', 'unit = "patient"')
+    root = data(ward)
+    pictures = [path.relative_to(root) for path in sorted(root.rglob("*.png"))]
+    rows = [f"{path},{path.parts[0]},P{n}" for n, path in enumerate(pictures)]
+    copy = root / "copy.png"
+    copy.write_bytes((root / pictures[0]).read_bytes())
+    found = set()
+    for other in range(20):
+        table = ["file,label,patient", *rows, f"copy.png,{pictures[0].parts[0]},Q{other}"]
+        (root / "manifest.csv").write_text("\n".join(table) + "\n")
+        told = row(ward.check(), "patients")
+        assert told["status"] == "WARN"
+        assert "name one patient for each picture" in told["remedy"]
+        found.add(told["found"].partition("policy")[2])
+        if len(found) == 2:
+            break
+    one = "'s privacy unit is the patient; 1 picture(s) are another patient's too"
+    assert found == {one, f"{one}, 1 of them on both sides (validation figures too good)"}
+
+
 @given(st.integers(1, 10**7), st.floats(1e-9, 0.01))
 def test_delta_is_a_warning_exactly_where_it_is_not_below_one_over_n(n: int, value: float) -> None:
     finding = pictures.judge_delta(value, n, "image", HERE)

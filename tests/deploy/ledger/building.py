@@ -145,3 +145,10 @@ def snapshot(directory: Path) -> dict[str, tuple[bytes, int, int]]:
         for p in directory.rglob("*")
         if p.is_file()
     }
+
+
+def exported_json(folder: Path) -> bytes:
+    """The bytes of `consilium ledger export --format json` of the ledger in ``folder``."""
+    out = folder / "export.json"
+    said("export", out, "--home", folder, "--format", "json")
+    return out.read_bytes()

@@ -53,7 +53,9 @@ def test_what_a_run_leaves_does_not_keep_a_node_from_starting_again(
     try:
         hospital = Hospital("hospital-00", folder.root, RunConfig.parse({}), 0, 1)
         with hospital.alone_in("20260101-120000-1a2b3c4d") as directory:
-            assert directory.stat().st_mode & 0o077 == 0
+            assert hospital.made_directory("20260101-120000-1a2b3c4d") == directory
+            for path in (directory, directory.parent, *(folder.root / "locks").rglob("*")):
+                assert path.stat().st_mode & 0o077 == 0
     finally:
         os.umask(before)
     preflight(folder)

@@ -18,7 +18,7 @@ from client_app.policy import HospitalPolicy
 from client_app.private import PrivateRun, admitted, note_non_private
 from common.config import RunConfig
 from common.datasets import ImageSet
-from common.datasets.splitting import split_train_val
+from common.datasets.splitting import split_independently
 from common.errors import PrivacyError
 from common.evaluation import EvalResult
 from common.model import Weights, get_weights
@@ -247,9 +247,7 @@ def test_an_image_more_changes_no_other_images_side() -> None:
     labels = np.arange(60, dtype=np.int64) % 3
 
     def sides(chosen: list[int]) -> dict[bytes, str]:
-        parts = split_train_val(
-            ImageSet(pictures[chosen], labels[chosen]), 0.2, 0, independent=True
-        )
+        parts = split_independently(ImageSet(pictures[chosen], labels[chosen]), 0.2, 0)
         return {
             row.tobytes(): side
             for side, part in zip(("train", "val"), parts, strict=True)

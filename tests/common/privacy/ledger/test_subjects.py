@@ -90,6 +90,49 @@ def test_histories_are_where_each_image_or_patient_was(known: list[Version], uni
         assert any(history.keys() <= places for places in expected)
 
 
+rows = st.lists(
+    st.tuples(st.sampled_from((1, 2, 3, 4)), st.sampled_from((1, 2, 3))), min_size=1, max_size=6
+)
+"""(image, patient): patients hold each other's pictures, and change their names."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(versions=st.lists(rows, min_size=1, max_size=4), sides=st.lists(st.integers(0, 7)))
+def test_whatever_patients_share_each_has_a_history_of_all_that_is_theirs(
+    versions: list[list[tuple[int, int]]], sides: list[int]
+) -> None:
+    """Their own rows in every version; their pictures' where they do not hold them themselves."""
+    side = [  # of each patient, in each version
+        {p: "val" if n < len(sides) and sides[n] >> p & 1 else "train" for p in (1, 2, 3)}
+        for n in range(len(versions))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        chain = Chain(Path(folder) / "ledger.sqlite")
+        names = []
+        for n, version in enumerate(versions):
+            parts = {}
+            for part in ("train", "val"):
+                each = [subjects([i], {i: p}) for i, p in version if side[n][p] == part]
+                nothing = np.zeros((0, 16), np.uint8)
+                parts[part] = Subjects(
+                    np.concatenate([nothing, *(s.images for s in each)]),
+                    np.concatenate([nothing, *(s.patients for s in each)]),
+                )
+            with chain.transaction():
+                names.append(remember(chain, parts, PATIENT).fingerprint)
+        found = histories(chain, names[-1], PATIENT)
+        chain.close()
+    for patient in {p for _, p in versions[-1]}:
+        mine = {i for version in versions for i, p in version if p == patient}
+        places = {
+            (name, side[n][p])
+            for n, (name, version) in enumerate(zip(names, versions, strict=True))
+            for i, p in version
+            if p == patient or (i in mine and (i, patient) not in version)
+        }
+        assert any(places <= history.keys() for history in found)
+
+
 uses = st.tuples(
     st.sampled_from(("a", "b", "c")),
     st.integers(0, 3),
