@@ -15,7 +15,7 @@ from flwr.app import Context, RecordDict
 from client_app import secagg
 from client_app.cohorts import Cohorts, JudgingRefusal
 from client_app.hospital import Hospital
-from client_app.identity import roster_of
+from client_app.identity import peers_of
 from common.aggregation import GAINED, JUDGE, LOST
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope
@@ -50,7 +50,7 @@ def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -
         purpose=JUDGE,
         length=0,
         model_hash=asked.models,
-        has_roster=roster_of(context) is not None,
+        has_roster=peers_of(context, hospital.policy) is not None,
     )
     Cohorts(hospital, asked.run, asked.base).check(asked.models)
     from client_app.tuning import compare

@@ -17,7 +17,7 @@ from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
-from client_app.identity import roster_of
+from client_app.identity import peers_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
@@ -86,7 +86,7 @@ class Work:
             purpose=purpose,
             length=flat_length(job.weights) if length is None else length,
             model_hash=bytes.fromhex(self.model),
-            has_roster=roster_of(self.context) is not None,
+            has_roster=peers_of(self.context, hospital.policy) is not None,
             grid=grid,
         )
         keep(self.came, hospital)
