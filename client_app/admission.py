@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+from flwr.app import Context
 
 from client_app import secagg
 from client_app.agreements import Agreements
 from client_app.hospital import Hospital
+from client_app.identity import peers_of
 from common.config import lasting_digest
 from common.secagg import RoundBinding
 
@@ -31,12 +33,13 @@ class Request(Protocol):
 
 
 def admit(
-    request: Request, hospital: Hospital, *, purpose: str, has_roster: bool
+    request: Request, hospital: Hospital, context: Context, *, purpose: str
 ) -> RoundBinding | None:
     """The round's binding, judged as far as it can be without the data; None: in the clear.
 
     Raises PolicyRefusal for a request in the clear that the policy does not allow, Refusal as
-    :func:`client_app.secagg.check_terms`, and what :func:`admit_run` raises.
+    :func:`client_app.secagg.check_terms` and :func:`client_app.identity.peers_of`, and what
+    :func:`admit_run` raises.
     """
     binding = None
     if request.invitation:
@@ -46,7 +49,7 @@ def admit(
             run=request.run,
             round=request.round,
             purpose=purpose,
-            has_roster=has_roster,
+            has_roster=peers_of(context, hospital.policy) is not None,
         )
     else:
         hospital.policy.check_plain(hospital.config.secagg)

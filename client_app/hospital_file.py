@@ -6,6 +6,7 @@ DIR/                     0700
   policy.toml            its limits: see client_app/policy.py
   request.json           what it sent to the coordinator (public)
   coordinator.pub        the coordinator's key, pinned when it joined: base64 of 32 bytes
+  members.json           0600: whom of the roster its people have accepted (client_app/members.py)
   private/               0700
     identity.key         0600: Ed25519, 32 raw bytes (secure aggregation)
     node.key             0600: ECDSA P-384, OpenSSH's format (Flower's node authentication)
@@ -138,6 +139,11 @@ class HospitalFolder:
     def coordinator(self) -> Path:
         """The coordinator's public key, as this hospital pinned it."""
         return self.root / "coordinator.pub"
+
+    @property
+    def members(self) -> Path:
+        """Whom of the roster this hospital's people have accepted, or refused."""
+        return self.root / "members.json"
 
     @property
     def kit(self) -> Path:

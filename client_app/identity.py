@@ -1,4 +1,4 @@
-"""A hospital's identity: what it greets a server with and signs with, the roster that it believes.
+"""A hospital's identity: what it signs with, the roster that it believes, whom it has accepted.
 
 A real hospital's folder (``hospital`` in the node config) holds its identity key, the roster,
 and the coordinator's key, pinned by another channel than the server. Without a folder a node may
@@ -12,16 +12,20 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 
 from client_app.hospital_file import HospitalFolder
+from client_app.members import Members
+from client_app.policy import HospitalPolicy
 from common.errors import ConfigError
 from common.federation_file import read_key
 from common.messages import WIRE, Challenge, Greeting, WireMismatch, entry
-from common.roster import load_roster
-from common.secagg import Identity
+from common.roster import check_age, read_roster
+from common.secagg import Identity, Refusal
 
 log = logging.getLogger("consilium.hospital")
 
@@ -55,20 +59,53 @@ def identity_of(context: Context) -> Identity:
     return Identity(bytes(record["private"]))  # type: ignore[arg-type]  # written above
 
 
-def roster_of(context: Context) -> Mapping[str, bytes] | None:
-    """Identity keys by hospital from the node's own roster file, checked; None if it has none."""
+@dataclass(frozen=True)
+class Peers:
+    """Who may be in a sum with this hospital today."""
+
+    roster: Mapping[str, bytes]
+    """Identity keys by name, of the hospitals valid today."""
+    accepted: frozenset[bytes]
+    """Those of these keys that this hospital's people have accepted, its own included."""
+
+
+def peers_of(context: Context, policy: HospitalPolicy) -> Peers | None:
+    """Roster and accepted members of this node, checked as they are now; None without a roster.
+
+    A node without a hospital's folder names its roster file by hand; nothing replaces that by
+    itself, so whoever is on it was accepted with it. Refuses (``secagg-roster``) a roster that
+    was not signed by the pinned key, (``secagg-roster-age``) one that is older than the policy
+    allows, and (``secagg-members``) any round while too few are accepted for any cohort: an hour's
+    training must not end in a refusal that was foreseeable.
+    """
     node = context.node_config
     if (folder := _folder(context)) is not None:
         key = base64.b64encode(read_key(folder.coordinator)).decode()
-        return load_roster(folder.roster, key)
-    if "roster" not in node:
+        roster = read_roster(folder.roster, key)
+    elif "roster" not in node:
         return None
-    if "coordinator-key" not in node:
+    elif "coordinator-key" not in node:
         raise ConfigError(
             "the node config names a roster, but no coordinator-key to check it with",
             "set coordinator-key to the key that the coordinator gave you",
         )
-    return load_roster(Path(str(node["roster"])), str(node["coordinator-key"]))
+    else:
+        roster = read_roster(Path(str(node["roster"])), str(node["coordinator-key"]))
+    now = datetime.now(UTC)
+    check_age(roster, policy.roster_max_age_days, now)
+    identities = roster.identities(now.date().isoformat())
+    if folder is None:
+        return Peers(identities, frozenset(identities.values()))
+    accepted = Members.load(folder.members).accepted(identities)
+    peers = Peers(identities, accepted | {identity_of(context).public})
+    if policy.secagg.min_trusted > 1 and len(peers.accepted) < policy.secagg.min_trusted:
+        raise Refusal(
+            "secagg-members",
+            f"This hospital has accepted {len(peers.accepted)} members of today's roster, itself "
+            f"included, and its policy asks for {policy.secagg.min_trusted} in a sum.",
+            f"See who waits, and accept whom you know: consilium hospital members {folder.root}",
+        )
+    return peers
 
 
 def greeting(name: str, message: Message, context: Context) -> Greeting:

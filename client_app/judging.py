@@ -16,7 +16,6 @@ from client_app import secagg
 from client_app.admission import admit, check_size
 from client_app.cohorts import Cohorts, JudgingRefusal
 from client_app.hospital import Hospital
-from client_app.identity import roster_of
 from common.aggregation import GAINED, JUDGE, LOST, terms_for
 from common.errors import ConfigError
 from common.messages import Comparison, Envelope
@@ -44,7 +43,7 @@ def answer_comparison(asked: Comparison, hospital: Hospital, context: Context) -
             "treat the server as hostile until this is explained: counts leave in sums only",
         )
     check_size(hospital, asked.current, asked.candidate)
-    binding = admit(asked, hospital, purpose=JUDGE, has_roster=roster_of(context) is not None)
+    binding = admit(asked, hospital, context, purpose=JUDGE)
     assert binding is not None  # there is an invitation
     secagg.check_vector(
         binding, hospital, length=0, model_hash=asked.models, terms=terms_for(hospital.config)

@@ -8,6 +8,12 @@ secagg = "required"         # or "optional": then a server may ask for the updat
 min-cohort = 4              # fewest hospitals whose sum may be revealed
 min-threshold = 4           # smallest reconstruction threshold
 require-roster = true       # refuse rounds whose hospitals are not on a signed roster
+accept-members = "ask"      # hospitals that join later: "ask", only those in a sum that this
+                            # hospital's people have accepted (consilium hospital members); or
+                            # "auto", whoever the coordinator admits, beside min-trusted accepted
+min-trusted = 0             # fewest accepted hospitals, this one included, in a sum that it is in
+                            # (0: as min-cohort; 1 with "auto": the coordinator's word alone)
+roster-max-age-days = 0     # refuse rounds under a roster that was signed longer ago (0: any age)
 
 [privacy]
 total-epsilon = 8.0         # what any image may ever cost, over all runs (inf: no limit)
@@ -62,6 +68,7 @@ from common.federation_file import Table
 from common.parsing import parse_toml
 from common.privacy.limits import PrivacyLimits
 from common.secagg import SecAggPolicy
+from common.secagg.params import MAX_COHORT
 
 MAX_BOUND = 1e9
 """Largest range of a real segment: a sum of losses over max-examples images must fit."""
@@ -83,6 +90,9 @@ class Aggregation(Table):
     min_cohort: int = _SILENT.min_cohort
     min_threshold: int = _SILENT.min_threshold
     require_roster: bool = True
+    accept_members: Literal["ask", "auto"] = "ask"
+    min_trusted: int = Field(0, ge=0, le=MAX_COHORT)
+    roster_max_age_days: float = Field(0.0, ge=0, le=3650)
 
 
 class Privacy(Table):
@@ -209,12 +219,19 @@ class HospitalPolicy:
 
     secagg_required: bool = True
     secagg: SecAggPolicy = field(
-        default_factory=lambda: SecAggPolicy(require_roster=True, max_bound=MAX_BOUND)
+        default_factory=lambda: SecAggPolicy(
+            require_roster=True,
+            max_bound=MAX_BOUND,
+            accept_members="ask",
+            min_trusted=_SILENT.min_cohort,
+        )
     )
     privacy: PrivacyLimits = field(default_factory=PrivacyLimits)
     vectors: Vectors = field(default_factory=Vectors)
     compute: Compute = field(default_factory=Compute)
     egress: Egress = field(default_factory=Egress)
+    roster_max_age_days: float = 0.0
+    """Days since a roster was signed after which it is refused in rounds; 0: never."""
 
     @classmethod
     def for_simulation(cls) -> HospitalPolicy:
@@ -223,7 +240,11 @@ class HospitalPolicy:
             min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16, max_bound=MAX_BOUND
         )
         return cls(
-            False, floor, PrivacyLimits.none(), Vectors(send="any", evaluate=True), Compute.none()
+            secagg_required=False,
+            secagg=floor,
+            privacy=PrivacyLimits.none(),
+            vectors=Vectors(send="any", evaluate=True),
+            compute=Compute.none(),
         )
 
     @classmethod
@@ -245,6 +266,8 @@ class HospitalPolicy:
                 min_shares=min(aggregation.min_threshold, _SILENT.min_shares),
                 require_roster=aggregation.require_roster,
                 max_bound=MAX_BOUND,
+                accept_members=aggregation.accept_members,
+                min_trusted=aggregation.min_trusted or aggregation.min_cohort,
             )
         except ConfigError as error:
             raise ConfigError(f"the policy {path} is wrong: {error.what}", error.remedy) from None
@@ -256,6 +279,7 @@ class HospitalPolicy:
             vectors=checked.vectors,
             compute=checked.compute,
             egress=checked.egress,
+            roster_max_age_days=aggregation.roster_max_age_days,
         )
 
     def check_plain(self, config_says_secagg: bool) -> None:

@@ -22,7 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from client_app.agreements import Agreements
 from client_app.cohorts import Cohorts
 from client_app.hospital import Hospital
-from client_app.identity import identity_of, roster_of
+from client_app.identity import identity_of, peers_of
 from client_app.opaque import one_code
 from common.aggregation import TRAIN, VALIDATE, layout_for, params_for
 from common.config import config_digest
@@ -259,11 +259,13 @@ def _stage(
     hospital: Hospital,
 ) -> bytes:
     if stage == SHARE:
+        peers = peers_of(context, hospital.policy)
         reply = machine.share(
             message,
             identity=identity_of(context),
             policy=hospital.policy.secagg,
-            roster=roster_of(context),
+            roster=peers.roster if peers else None,
+            accepted=peers.accepted if peers else (),
         )
         if not machine.authenticated and binding.run not in _WARNED:
             _WARNED.add(binding.run)
@@ -280,7 +282,13 @@ def _stage(
         del context.state[_INPUT]
         return machine.masked_input(message, vector)
     if stage == CONSISTENCY:
-        return machine.consistency(message, identity=identity_of(context))
+        now = peers_of(context, hospital.policy)  # read again: a revocation does not wait
+        return machine.consistency(
+            message,
+            identity=identity_of(context),
+            policy=hospital.policy.secagg,
+            accepted=now.accepted if now else (),
+        )
     if stage == UNMASK:
         return machine.unmask(message)
     raise _refuse("stage", "There is no such stage")

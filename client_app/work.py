@@ -21,7 +21,6 @@ from client_app.agreements import Agreements
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
-from client_app.identity import roster_of
 from client_app.opaque import one_code
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import Sum, kept_features, sum_of
@@ -65,9 +64,8 @@ class Work:
                 "the server asked for a round in a run of vectors, which has none",
                 "treat the server as hostile until this is explained",
             )
-        roster = roster_of(context) is not None
         check_size(hospital, job.weights, job.fixed)
-        binding = admit(job, hospital, purpose=purpose, has_roster=roster)
+        binding = admit(job, hospital, context, purpose=purpose)
         data = data_of(hospital)
         spec = checked_spec(job, hospital, data)
         if set(job.weights) != set(moving_names(hospital.config, spec)):

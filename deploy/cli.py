@@ -20,6 +20,7 @@ from deploy.node.commands import health as hospital_health
 from deploy.node.commands import service, start
 from deploy.prior import prior
 from deploy.provision.commands import federation, hospital
+from deploy.provision.member_commands import members
 from deploy.server.commands import health as federation_health
 from deploy.server.commands import run, serve
 from deploy.vectors import commands as by_hand
@@ -33,6 +34,7 @@ cli.add_typer(ledger.commands, name="ledger")
 cli.add_typer(federation, name="federation")
 federation.command("serve")(serve)
 federation.command("health")(federation_health)
+hospital.command("members")(members)
 hospital.command("check")(check)
 hospital.command("start")(start)
 hospital.command("health")(hospital_health)

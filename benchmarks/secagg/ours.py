@@ -85,7 +85,7 @@ class Hospital:
 
     def consistency(self, message: bytes) -> bytes:
         """Sign who survived."""
-        return self._step(lambda m: m.consistency(message, identity=self.identity))
+        return self._step(lambda m: m.consistency(message, identity=self.identity, policy=POLICY))
 
     def unmask(self, message: bytes) -> bytes:
         """Reveal one share for each neighbour, and forget the round."""

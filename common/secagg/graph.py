@@ -55,15 +55,20 @@ class CohortGraph:
             owner for owner in owners if sum(name in there for name in self.of(owner)) < least
         )
 
-    def connected(self, present: Collection[str]) -> bool:
-        """Whether the graph, restricted to ``present``, is in one piece."""
-        left = set(present)
-        front = [left.pop()] if left else []
+    def reach(self, name: str, present: Collection[str]) -> set[str]:
+        """Whom ``name`` is connected to in the graph restricted to ``present``, itself included."""
+        left, front = set(present) - {name}, [name]
+        found = {name}
         while front:
-            near = [name for name in self.of(front.pop()) if name in left]
+            near = [other for other in self.of(front.pop()) if other in left]
             left.difference_update(near)
             front.extend(near)
-        return not left
+            found.update(near)
+        return found
+
+    def connected(self, present: Collection[str]) -> bool:
+        """Whether the graph, restricted to ``present``, is in one piece."""
+        return not present or len(self.reach(next(iter(present)), present)) == len(set(present))
 
 
 def check_survivors(graph: CohortGraph, survivors: Collection[str], params: SecAggParams) -> None:

@@ -12,7 +12,7 @@ so that no crash lets a stage run twice, and keep those bytes on the hospital's 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -43,6 +43,7 @@ from common.secagg.statements import (
     cohort_hash,
     survivors_statement,
 )
+from common.secagg.trust import check_members
 
 _T = TypeVar("_T")
 
@@ -139,14 +140,17 @@ class HospitalRound:
         identity: Identity,
         policy: SecAggPolicy,
         roster: Mapping[str, bytes] | None = None,
+        accepted: Collection[bytes] = (),
         entropy: Entropy = os.urandom,
     ) -> bytes:
         """Check the cohort, then share this hospital's secrets with its neighbourhood.
 
         message: the server's cohort. roster: identity keys by name; without it the keys in
-        the advertisements are believed and :attr:`authenticated` stays False. Refuses a
-        cohort that is too small, has a name or key twice, altered this hospital's entry
-        (``secagg-own-entry``), or holds an identity or signature that is not right.
+        the advertisements are believed and :attr:`authenticated` stays False. accepted: the
+        identity keys that this hospital's people have accepted (its own need not be there).
+        Refuses a cohort that is too small, has a name or key twice, altered this hospital's entry
+        (``secagg-own-entry``), holds an identity or signature that is not right, or, with a
+        roster, members that the policy does not let in (``secagg-members``).
         """
         with self._stage("advertised", "shared") as state:
             binding, own = _known(state.binding), _known(state.own)
@@ -169,8 +173,19 @@ class HospitalRound:
                 member.check(binding, roster)
             state.cohort = sorted(cohort, key=lambda member: member.name)
             state.authenticated = roster is not None
+            self._check_members([member.name for member in cohort], accepted, policy)
             state.seed = new_secret(entropy)
             return self._shares(identity, entropy)
+
+    def _check_members(
+        self, present: Collection[str], accepted: Collection[bytes], policy: SecAggPolicy
+    ) -> None:
+        if not self._state.authenticated:
+            return  # without a roster nobody's key says who somebody is
+        keys = set(accepted)
+        trusted = [member.name for member in self._state.cohort if member.identity in keys]
+        params = _known(self._state.binding).params
+        check_members(self.name, self._graph(), present, trusted, params, policy)
 
     def _shares(self, identity: Identity, entropy: Entropy) -> bytes:
         state, channel = self._state, self._channel()
@@ -242,12 +257,21 @@ class HospitalRound:
 
     # Stage 4 ---------------------------------------------------------------------------
 
-    def consistency(self, message: bytes, *, identity: Identity) -> bytes:
+    def consistency(
+        self,
+        message: bytes,
+        *,
+        identity: Identity,
+        policy: SecAggPolicy,
+        accepted: Collection[bytes] = (),
+    ) -> bytes:
         """Sign the server's set of survivors, if unmasking it would protect each of them.
 
         Refuses a set without this hospital (``secagg-not-survivor``), with a stranger or a
-        neighbour that did not share with it (``secagg-not-cohort``), or one that
-        :func:`~common.secagg.graph.check_survivors` refuses.
+        neighbour that did not share with it (``secagg-not-cohort``), one that
+        :func:`~common.secagg.graph.check_survivors` refuses, or one in which too few are left that
+        its people have accepted (``secagg-members``; ``accepted``: as they are now, so that whoever
+        was revoked since the cohort was shown stops the round).
         """
         with self._stage("masked", "signed") as state:
             context, graph = self._context(), self._graph()
@@ -259,6 +283,7 @@ class HospitalRound:
             if not set(survivors) <= set(self._members()) or not near <= set(state.held):
                 raise hostile("not-cohort", "A survivor is not in the cohort, or did not share")
             check_survivors(graph, survivors, params)
+            self._check_members(survivors, accepted, policy)
             if identity.public != _known(state.own).identity:
                 raise hostile("own-entry", "This hospital's identity changed within the round")
             state.survivors = survivors

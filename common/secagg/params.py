@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import ConfigError
 from common.secagg import wire
@@ -124,6 +124,9 @@ class SecAggPolicy:
     max_length: most values in the vector. max_weight, max_bound: largest weight and range;
         a larger one would let one hospital's contribution stand out in the sum.
     require_roster: refuse a round whose identities are not on a signed roster.
+    accept_members, min_trusted: who of the roster may be in a cohort: see
+        :mod:`common.secagg.trust`. Where there is no roster they say nothing: nobody's identity
+        is known then.
     """
 
     min_cohort: int = 4
@@ -134,9 +137,16 @@ class SecAggPolicy:
     max_weight: int = 1_000_000
     max_bound: float = 1e6
     require_roster: bool = False
+    accept_members: Literal["ask", "auto"] = "auto"
+    min_trusted: int = 0
 
     def __post_init__(self) -> None:
         """Raise :class:`ConfigError` if a limit lies below the protocol's own floor."""
+        if self.accept_members not in ("ask", "auto"):
+            raise ConfigError(
+                f"The hospital's policy says accept_members = {self.accept_members!r}.",
+                "Say 'ask' or 'auto'.",
+            )
         if min(self.min_cohort, self.min_threshold, self.min_shares) < THRESHOLD_FLOOR:
             raise ConfigError(
                 f"The hospital's policy allows a cohort, a threshold or shares below "

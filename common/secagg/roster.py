@@ -3,6 +3,12 @@
 The coordinator signs it with an Ed25519 key of which every hospital has pinned the public
 half, on paper or by another channel than the server. Without a roster the server could
 present keys of its own and stand between the hospitals.
+
+Two versions, both read. ``consilium-roster-1`` has names, keys and days. ``consilium-roster-2``
+has ``issued`` as well, the moment (UTC) at which it was signed or "", so that a hospital can refuse
+an old one, and for each hospital ``max-images``, the most images that it may claim to have trained
+on, as agreed at its admission, or null. A roster with neither is written as version 1, byte for
+byte as before. The signature covers the version and every field of it.
 """
 
 from __future__ import annotations
@@ -21,7 +27,11 @@ from common.secagg.errors import Refusal
 from common.secagg.keys import KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 
 VERSION = "consilium-roster-1"
+DATED = "consilium-roster-2"
+MOST_IMAGES = 1_000_000_000
+"""Largest ``max_images`` of an entry."""
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 _LIMIT = 4 * 1024 * 1024
 
 
@@ -33,6 +43,8 @@ class RosterEntry:
     identity: bytes
     valid_from: str
     expires: str
+    max_images: int | None = None
+    """Most images that it may claim to have trained on, as agreed at admission; None: unbounded."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,14 @@ class Roster:
 
     federation: str
     entries: tuple[RosterEntry, ...]
+    issued: str = ""
+    """When it was signed (UTC, YYYY-MM-DDTHH:MM:SSZ); "": it does not say."""
 
     def __post_init__(self) -> None:
         """Refuse (``secagg-roster``) a name or key that stands twice, and malformed fields."""
         wire.as_name(self.federation)
+        if self.issued and not _TIME.fullmatch(self.issued):
+            raise _refuse("the time of issue is no YYYY-MM-DDTHH:MM:SSZ")
         for entry in self.entries:
             wire.as_name(entry.name)
             wire.as_bytes(entry.identity, KEY_BYTES)
@@ -53,6 +69,9 @@ class Roster:
                 raise _refuse(
                     f"the dates of hospital {entry.name!r} are no YYYY-MM-DD, or reversed"
                 )
+            bound = entry.max_images
+            if bound is not None and (type(bound) is not int or not 1 <= bound <= MOST_IMAGES):
+                raise _refuse(f"the number of images of hospital {entry.name!r} is out of range")
         for what, values in (
             ("name", [entry.name for entry in self.entries]),
             ("identity key", [entry.identity for entry in self.entries]),
@@ -70,22 +89,41 @@ class Roster:
             raise _refuse("the date to check it for is not YYYY-MM-DD")
         return {e.name: e.identity for e in self.entries if e.valid_from <= today <= e.expires}
 
+    def max_images(self, name: str) -> int | None:
+        """The most images that hospital ``name`` may claim; None where none was agreed.
+
+        :class:`Refusal` (``secagg-roster``) for a hospital that is not on the roster.
+        """
+        for entry in self.entries:
+            if entry.name == name:
+                return entry.max_images
+        raise _refuse(f"it has no hospital {name!r}")
+
+    @property
+    def version(self) -> str:
+        """The version in which it is written: the oldest that holds what it says."""
+        bounded = any(entry.max_images is not None for entry in self.entries)
+        return DATED if self.issued or bounded else VERSION
+
     def sign(self, coordinator: Identity) -> bytes:
         """The roster as a signed JSON file."""
-        document = {
-            "version": VERSION,
-            "federation": self.federation,
-            "hospitals": [
-                {
-                    "name": entry.name,
-                    "identity": base64.b64encode(entry.identity).decode(),
-                    "valid-from": entry.valid_from,
-                    "expires": entry.expires,
-                }
-                for entry in self.entries
-            ],
-            "signature": base64.b64encode(coordinator.sign(self._statement())).decode(),
-        }
+        document: dict[str, object] = {"version": self.version, "federation": self.federation}
+        rows: list[dict[str, object]] = [
+            {
+                "name": entry.name,
+                "identity": base64.b64encode(entry.identity).decode(),
+                "valid-from": entry.valid_from,
+                "expires": entry.expires,
+            }
+            for entry in self.entries
+        ]
+        if self.version == DATED:
+            document["issued"] = self.issued
+            for row, entry in zip(rows, self.entries, strict=True):
+                row["max-images"] = entry.max_images
+        document["hospitals"] = rows
+        signature = coordinator.sign(self._statement(self.version))
+        document["signature"] = base64.b64encode(signature).decode()
         return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -95,22 +133,33 @@ class Roster:
         Raises :class:`Refusal` (``secagg-roster``) for another version, a bad signature, a
         duplicate, or anything that is not exactly this format.
         """
-        document = _record(_parse(data), ("version", "federation", "hospitals", "signature"))
-        if document["version"] != VERSION:
-            raise _refuse(f"its version is not {VERSION}")
+        value = _parse(data)
+        version = value.get("version") if isinstance(value, dict) else None
+        if version not in (VERSION, DATED):
+            raise _refuse(f"its version is neither {VERSION} nor {DATED}")
+        own = ("version", "federation", "hospitals", "signature")
+        document = _record(value, own if version == VERSION else (*own, "issued"))
         hospitals = document["hospitals"]
         if not isinstance(hospitals, list):
             raise _refuse("it has no list of hospitals")
-        roster = cls(_text(document["federation"]), tuple(_entry(row) for row in hospitals))
+        roster = cls(
+            _text(document["federation"]),
+            tuple(_entry(row, version) for row in hospitals),
+            _text(document.get("issued", "")),
+        )
         signature = _decoded(document["signature"], SIGNATURE_BYTES)
-        if not verify(coordinator, signature, roster._statement()):
+        if not verify(coordinator, signature, roster._statement(version)):
             raise _refuse("it is not signed by the coordinator whose key this hospital has pinned")
         return roster
 
-    def _statement(self) -> bytes:
-        parts: list[bytes | str | int] = [VERSION, self.federation, len(self.entries)]
+    def _statement(self, version: str) -> bytes:
+        parts: list[bytes | str | int] = [version, self.federation, len(self.entries)]
+        if version == DATED:
+            parts.append(self.issued)
         for entry in self.entries:
             parts += [entry.name, entry.identity, entry.valid_from, entry.expires]
+            if version == DATED:
+                parts.append(entry.max_images or 0)  # the least that may be agreed is 1
         return canonical("roster", *parts)
 
 
@@ -136,13 +185,18 @@ def _record(value: object, names: Sequence[str]) -> Mapping[str, object]:
     return value
 
 
-def _entry(value: object) -> RosterEntry:
-    row = _record(value, ("name", "identity", "valid-from", "expires"))
+def _entry(value: object, version: str) -> RosterEntry:
+    own = ("name", "identity", "valid-from", "expires")
+    row = _record(value, own if version == VERSION else (*own, "max-images"))
+    bound = row.get("max-images")
+    if bound is not None and type(bound) is not int:
+        raise _refuse("a number of images is no whole number")
     return RosterEntry(
         _text(row["name"]),
         _decoded(row["identity"], KEY_BYTES),
         _text(row["valid-from"]),
         _text(row["expires"]),
+        bound,
     )
 
 

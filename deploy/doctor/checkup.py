@@ -47,6 +47,8 @@ CHECKS = (
     Check("identity key", house.identity_key, ("permissions", "request")),
     Check("kit", enrolment.kit, ("folder",)),
     Check("admission", enrolment.admission, ("hospital.toml", "kit", "identity key")),
+    Check("members", enrolment.members, ("policy.toml", "admission")),
+    Check("roster age", enrolment.roster_age, ("policy.toml", "kit")),
     Check("CA certificate", enrolment.authority, ("kit",)),
     Check("server address", server.address, ("hospital.toml", "kit")),
     Check("server TLS", server.tls, ("server address", "CA certificate")),

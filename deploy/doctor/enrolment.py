@@ -70,6 +70,41 @@ def admission(case: Case) -> Finding:
     return warn(found, renew) if left < SOON else good(found)
 
 
+def members(case: Case) -> Finding:
+    """This hospital's people have decided on everybody who joined, and accepted enough."""
+    from client_app.members import Members, waiting
+    from deploy.provision.keys import load_identity
+
+    own, limits = load_identity(case.folder.identity_key).public, case.policy.secagg
+    rows = Members.load(case.folder.members).standings(case.roster, own)
+    accepted = 1 + sum(one.state == "accepted" for one in rows)
+    found = f"{accepted} accepted, this hospital included"
+    if accepted < limits.min_trusted:
+        found += f" (a sum needs {limits.min_trusted}: min-trusted)"
+    left = waiting(rows)
+    if not left:
+        return good(found)
+    if limits.accept_members == "auto" and accepted >= limits.min_trusted:
+        return good(f"{found}; {len(left)} more may be in sums, unasked")
+    names = ", ".join(one.name + (f" ({one.note})" if one.note else "") for one in left[:5])
+    more = ", …" if len(left) > 5 else ""
+    return warn(
+        f"{found}; {len(left)} of the roster wait to be accepted: {names}{more}",
+        "no sum is shared with them before: see who it is, and compare fingerprints by telephone: "
+        f"consilium hospital members {case.folder.root}",
+    )
+
+
+def roster_age(case: Case) -> Finding:
+    """The roster is not older than the policy allows."""
+    from common.roster import check_age
+
+    most = case.policy.roster_max_age_days
+    check_age(case.roster, most, case.now)
+    when = case.roster.issued or "a day that it does not say"
+    return good(f"signed on {when}; {f'at most {most:g} days' if most else 'any age'} is allowed")
+
+
 def authority(case: Case) -> Finding:
     """The certificate authority of the kit has not ended."""
     from deploy.provision import certificates

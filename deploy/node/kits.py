@@ -2,7 +2,8 @@
 
 When a hospital joins or leaves, the others need the new roster. The server hands each hospital its
 own kit if it signs the request with its identity. A kit is believed by the coordinator's signature
-alone, and never an older one than what is installed.
+alone, and never an older one than what is installed. Who leaves is out at once; who joins waits
+until this hospital's people accept it (:func:`deploy.provision.hospital.accept`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import hashlib
 import ssl
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
 from client_app.hospital_file import HospitalFile, HospitalFolder
+from client_app.policy import HospitalPolicy
 from common.errors import ConsiliumError
 from common.federation_file import LIMIT, read_key
 from common.parsing import parse_json
@@ -57,13 +60,12 @@ def update(folder: HospitalFolder, address: str) -> list[str]:
             f"the server gives this hospital no kit (HTTP {status})",
             "ask the coordinator whether the hospital is admitted; check this machine's clock",
         )
-    members = _names(folder)
+    members = _identities(folder)
     with tempfile.TemporaryDirectory() as place:
         _unpack(content, Path(place))
         kit = Kit.read(Path(place))
-        hospital.join(folder, kit, kit.coordinator, now)
-    lines = [f"kit: {name} has joined" for name in sorted(_names(folder) - members)]
-    lines += [f"kit: {name} has left" for name in sorted(members - _names(folder))]
+        joined = hospital.join(folder, kit, kit.coordinator, now)
+    lines = _came_and_left(folder, members, joined)
     after = folder.load_federation().description
     if after != told.description:
         lines.append(f"kit: the federation's description has changed, see {folder.federation}")
@@ -95,9 +97,34 @@ def _answer(client: httpx.Client, url: str, headers: dict[str, str]) -> tuple[in
     return 200, bytes(content)
 
 
-def _names(folder: HospitalFolder) -> set[str]:
+def _identities(folder: HospitalFolder) -> dict[str, bytes]:
     roster = Roster.load(folder.roster.read_bytes(), read_key(folder.coordinator))
-    return {entry.name for entry in roster.entries}
+    return {entry.name: entry.identity for entry in roster.entries}
+
+
+def _came_and_left(
+    folder: HospitalFolder, before: Mapping[str, bytes], joined: hospital.Joined
+) -> list[str]:
+    """A line for each hospital that joined, came with another key, or left."""
+    after = {entry.name: entry.identity for entry in joined.roster.entries}
+    waits = {one.name for one in joined.waiting} if _asks(folder) else set()
+    lines = []
+    for name in sorted(name for name in after if after[name] != before.get(name)):
+        what = "comes with another key" if name in before else "has joined"
+        hint = (
+            f"; no sum is shared with it until it is accepted here: consilium hospital members "
+            f"{folder.root} --accept {name}"
+        )
+        lines.append(f"kit: {name} {what}{hint if name in waits else ''}")
+    return lines + [f"kit: {name} has left" for name in sorted(before.keys() - after.keys())]
+
+
+def _asks(folder: HospitalFolder) -> bool:
+    """Whether newcomers must be accepted here."""
+    try:
+        return HospitalPolicy.load(folder.policy).secagg.accept_members == "ask"
+    except ConsiliumError:
+        return True  # nothing is trained under such a policy anyway
 
 
 def _unpack(content: bytes, place: Path) -> None:

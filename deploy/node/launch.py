@@ -16,7 +16,8 @@ from deploy.runtime.flower import environment
 from deploy.runtime.ports import free_port
 from deploy.runtime.supervisor import Service, Supervisor
 
-REMOTE = {"server address", "server TLS", "server certificate", "server health", "clock", "proxy"}
+REMOTE = {"server address", "server TLS", "server certificate", "server health", "clock", "proxy",
+          "roster age"}  # fmt: skip
 """Checks that may fail for a while by nobody's fault here: a node that starts waits for them."""
 SLOW = {"pictures", "split", "patients", "delta"}
 """Checks that read every picture: `consilium hospital check` makes them."""

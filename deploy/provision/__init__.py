@@ -4,6 +4,11 @@ The coordinator makes a federation; each hospital makes its own keys and a reque
 both of them; the coordinator admits it by its fingerprint, told by another channel, and hands
 over a kit; the hospital joins with it, after the coordinator's fingerprint was told the same way.
 
+Whom the coordinator admits is on the roster; with whom a hospital shares sums, its own people say
+(:mod:`client_app.members`). A server needs neither ``ca.key`` nor ``coordinator.key`` in its
+folder: they belong on another machine, and what is signed there is copied
+(:data:`deploy.provision.federation.SIGNED_PARTS`).
+
 The coordinator's folder::
 
     DIR/                     0700

@@ -50,6 +50,15 @@ Fingerprint = Annotated[
     str | None,
     typer.Option(help="As told by telephone; without it you are asked to compare."),
 ]
+MaxImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Most images that the hospital may claim to have trained on: a hospital proposes, "
+        "the coordinator's admission decides.",
+        min=1,
+        max=1_000_000_000,
+    ),
+]
 CertificateDays = Annotated[
     int, typer.Option(help="Days that the server's certificate is valid.", min=1, max=3650)
 ]
@@ -78,8 +87,8 @@ def federation_init(
         channels=channels,
     )
     folder = _federation(dir)
-    with _disk():
-        made = init(folder, settings, _now(), days)
+    with on_disk():
+        made = init(folder, settings, right_now(), days)
     typer.echo(
         f"the federation {settings.name} {'is made' if made else 'was there already'}: {dir}"
     )
@@ -93,8 +102,8 @@ def federation_renew(dir: FederationDir, days: CertificateDays = 825) -> None:
     from deploy.provision.federation import renew
 
     folder = _federation(dir)
-    with _disk():
-        renew(folder, _now(), days)
+    with on_disk():
+        renew(folder, right_now(), days)
     certificate = load_certificate(folder.server)
     ends = certificate.not_valid_after_utc.date()
     typer.echo(f"{folder.server} is for {', '.join(hosts_of(certificate))}, until {ends}")
@@ -111,6 +120,16 @@ def federation_admit(
     days: Annotated[
         int, typer.Option(help="Days that the admission is valid.", min=0, max=3650)
     ] = 365,
+    begins: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="YYYY-MM-DD",
+            help="First day on which it may be in a sum: leaves the others time to accept it. "
+            "Default: today.",
+        ),
+    ] = None,
+    max_images: MaxImages = None,
 ) -> None:
     """Admit a hospital by its request, or extend its admission, and write the kits."""
     from common.federation_file import read_limited
@@ -123,12 +142,21 @@ def federation_admit(
     typer.echo(f"request of {asked.name}, made {asked.time}")
     if before is not None:
         typer.echo(f"{asked.name} is admitted already, until {before.expires}")
+    known = asked.max_images if before is None else before.max_images
+    if known is not None:
+        typer.echo(f"it {'proposes' if before is None else 'may claim'} up to {known} images")
     _confirm("the hospital, by telephone", "request", asked.fingerprint, fingerprint)
-    with _disk():
-        changed = admit(folder, asked, _now(), days)
+    with on_disk():
+        changed = admit(folder, asked, right_now(), days, begins=begins, max_images=max_images)
     typer.echo(f"{asked.name} is admitted: send it {folder.kits / asked.name}")
     typer.echo("a server that runs lets its node connect within seconds")
-    _tell_kits(folder, [name for name in changed if name != asked.name])
+    others = [name for name in changed if name != asked.name]
+    _tell_kits(folder, others)
+    if before is None and others:
+        typer.echo(
+            "each of them must accept it (consilium hospital members) before it takes part in a "
+            "round with it: ask them to"
+        )
 
 
 @federation.command("revoke")
@@ -141,22 +169,32 @@ def federation_revoke(
     from deploy.provision.members import revoke
 
     folder = _federation(dir)
-    with _disk():
-        changed = revoke(folder, name, _now(), reason)
+    with on_disk():
+        changed = revoke(folder, name, right_now(), reason)
     typer.echo(f"{name} is revoked: a server that runs cuts its node off within seconds")
     _tell_kits(folder, changed)
 
 
 @federation.command("refresh")
-def federation_refresh(dir: FederationDir) -> None:
+def federation_refresh(
+    dir: FederationDir,
+    reissue: Annotated[
+        bool,
+        typer.Option(
+            "--reissue",
+            help="Sign them again with today's date though nothing has changed: for hospitals "
+            "whose policy has roster-max-age-days.",
+        ),
+    ] = False,
+) -> None:
     """Make roster and kits anew from who is admitted and from federation.toml."""
     from deploy.provision.files import locked
     from deploy.provision.kit import refresh
 
     folder = _federation(dir)
     folder.load()
-    with _disk(), locked(folder.root):
-        changed = refresh(folder, _now())
+    with on_disk(), locked(folder.root):
+        changed = refresh(folder, right_now(), reissue=reissue)
     if not changed:
         typer.echo("all kits were up to date")
     _tell_kits(folder, changed)
@@ -170,8 +208,8 @@ def federation_status(
     """Who is admitted until when, when certificates end, and what to see to."""
     from deploy.provision.status import describe, render
 
-    with _disk():
-        document = describe(_federation(dir), _now())
+    with on_disk():
+        document = describe(_federation(dir), right_now())
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
@@ -204,8 +242,8 @@ def federation_demo(
         images=images,
         image_size=image_size,
     )
-    with _disk():
-        folders = make(dir, asked, _now())
+    with on_disk():
+        folders = make(dir, asked, right_now())
     typer.echo(f"coordinator: {dir / 'coordinator'} (key: {fingerprint(dir)})")
     for folder in folders:
         count = sum(1 for _ in (folder / "data").rglob("*.png"))
@@ -217,13 +255,14 @@ def federation_demo(
 def hospital_init(
     dir: HospitalDir,
     name: Annotated[str, typer.Option(help="The hospital's name, such as st-mary.")],
+    max_images: MaxImages = None,
 ) -> None:
     """Make this hospital's own keys and the request to send to the coordinator."""
     from deploy.provision.hospital import init
 
     folder = _hospital(dir)
-    with _disk():
-        request = init(folder, name, _now())
+    with on_disk():
+        request = init(folder, name, right_now(), max_images=max_images)
     typer.echo(f"send {folder.request} to the coordinator; nothing in it is secret")
     typer.echo("and read out on the telephone, when the coordinator asks for it:")
     typer.echo(f"fingerprint of the request: {request.fingerprint}")
@@ -238,13 +277,18 @@ def hospital_join(
     ],
     fingerprint: Fingerprint = None,
 ) -> None:
-    """Install the coordinator's kit, once its key is confirmed by its fingerprint."""
+    """Install the coordinator's kit, once its key is confirmed by its fingerprint.
+
+    The first kit's hospitals are accepted with it; later ones by `consilium hospital members`.
+    """
     from client_app.hospital_file import HospitalFile
+    from client_app.members import Members
     from deploy.provision.hospital import join, pinned
     from deploy.provision.keys import load_identity
     from deploy.provision.kit import Kit, entry_of
+    from deploy.provision.member_commands import show
 
-    folder, now = _hospital(dir), _now()
+    folder, now = _hospital(dir), right_now()
     # All that can be checked without asking is checked before anybody is asked.
     name = HospitalFile.load(folder.file).name
     identity = load_identity(folder.identity_key)
@@ -253,14 +297,22 @@ def hospital_join(
     told, roster = received.verify(known or received.coordinator, now)
     entry_of(roster, name, identity.public, now)
     typer.echo(f"kit of the federation {told.description.name}, issued {told.issued}")
+    if known is None:
+        typer.echo("joining accepts the hospitals on its roster into sums with this one:")
+        show(Members().standings(roster, identity.public))
     if known is None or fingerprint is not None:
         _confirm("the coordinator, by telephone", "coordinator's key", received.fingerprint,
                  fingerprint)  # fmt: skip
-    with _disk():
+    with on_disk():
         joined = join(folder, received, received.coordinator, now)
     typer.echo(f"{name} has joined, admitted until {joined.entry.expires}")
     others = [entry.name for entry in joined.roster.entries if entry.name != name]
     typer.echo(f"with it on the roster: {', '.join(others) or 'nobody yet'}")
+    if joined.waiting:
+        typer.echo(
+            f"! {', '.join(one.name for one in joined.waiting)} must be accepted before a sum is "
+            f"shared with them: consilium hospital members {folder.root}"
+        )
     if joined.before and joined.before.description != told.description:
         typer.echo(f"! the federation's description has changed: see {folder.federation}")
     typer.echo(f"next: say in {folder.file} where the pictures are, and read {folder.policy}")
@@ -278,12 +330,13 @@ def _hospital(dir: Path) -> HospitalFolder:
     return HospitalFolder(dir)
 
 
-def _now() -> datetime:
+def right_now() -> datetime:
+    """This moment (UTC), in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
+def on_disk() -> Iterator[None]:
     """What the file system refuses, in two parts."""
     try:
         yield

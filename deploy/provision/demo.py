@@ -92,12 +92,12 @@ def make(root: Path, demo: Demo, now: datetime) -> list[Path]:
         members.admit(coordinator, request, now, days=DAYS)
     for name in names:
         # After the last admission, so that everybody's roster has everybody.
-        hospital.join(
-            HospitalFolder(root / name),
-            Kit.read(coordinator.kits / name),
-            coordinator.public_key(),
-            now,
+        folder = HospitalFolder(root / name)
+        joined = hospital.join(
+            folder, Kit.read(coordinator.kits / name), coordinator.public_key(), now
         )
+        # One person makes all of it, so nobody is a stranger to anybody.
+        hospital.accept(folder, {one.name: one.identity for one in joined.waiting}, now)
     return [root / name for name in names]
 
 

@@ -20,6 +20,10 @@ from common.secagg.keys import Identity
 from deploy.provision import certificates, keys
 from deploy.provision.files import claim, keep_or_make, locked, private_folder, write_if_changed
 
+SIGNED_PARTS = ("federation.toml", "tls.crt", "roster.json", "federation.json", "revoked.json",
+                "hospitals/", "kits/")  # fmt: skip
+"""What commands change in a coordinator's folder: all that a server needs from who has the keys."""
+
 
 class Settings(Description):
     """``federation.toml``: what hospitals are told, and the names that the certificate is for."""
@@ -154,8 +158,27 @@ class FederationFolder:
 
         return read_key(self.coordinator)
 
+    @property
+    def serves_only(self) -> bool:
+        """Whether neither signing key is here: a server's copy, in which nothing can be signed."""
+        return not (self.coordinator_key.exists() or self.authority_key.exists())
+
+    def check_signs(self) -> None:
+        """ConfigError in a folder that a server has without the signing keys."""
+        if self.serves_only:
+            raise ConfigError(
+                f"the signing keys are not in {self.private}: this folder is served, and nothing "
+                "in it can be signed",
+                "run the command where the keys are kept, and copy what it has changed to here: "
+                f'{", ".join(SIGNED_PARTS)} (deploy/README.md, "The keys elsewhere")',
+            )
+
     def signer(self) -> Identity:
-        """The coordinator's key, which must be the one that hospitals have pinned."""
+        """The coordinator's key, which must be the one that hospitals have pinned.
+
+        ConfigError where it is not, or not here.
+        """
+        self.check_signs()
         identity = keys.load_identity(self.coordinator_key)
         if identity.public != self.public_key():
             raise ConfigError(
@@ -205,6 +228,7 @@ def _make_authority(folder: FederationFolder, settings: Settings, now: datetime)
 
 
 def _make_server(folder: FederationFolder, settings: Settings, now: datetime, days: int) -> None:
+    folder.check_signs()
     key = keys.load_tls_key(folder.authority_key)
     authority = certificates.load_certificate(folder.authority)
     if not certificates.belongs_to(authority, key):

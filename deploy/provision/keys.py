@@ -144,6 +144,11 @@ def coordinator_fingerprint(public: bytes) -> str:
     return fingerprint("coordinator", public)
 
 
+def member_fingerprint(name: str, identity: bytes) -> str:
+    """Of a hospital's name and 32-byte identity key, as the others see them on the roster."""
+    return fingerprint("member", name, identity)
+
+
 def same_fingerprint(told: str, actual: str) -> bool:
     """Compare as people write them: capitals, blanks, colons and dashes make no difference."""
     return re.sub(r"[\s:-]", "", told).lower() == actual.replace("-", "")

@@ -37,15 +37,26 @@ FILES = (README, *SIGNED)
 _ANEW = "get the kit anew from the coordinator, by another way"
 
 
-def refresh(folder: FederationFolder, now: datetime) -> list[str]:
+def refresh(folder: FederationFolder, now: datetime, *, reissue: bool = False) -> list[str]:
     """Make roster, description, node keys and kits from what counts; the caller has the lock.
 
-    Returns the hospitals whose kits are other than before. Repeated, it changes nothing.
+    Returns the hospitals whose kits are other than before. Repeated, it changes nothing, unless
+    ``reissue``: then roster and description are signed again with a new date, for hospitals whose
+    policy takes no old ones.
     """
     settings, signer, current = folder.load(), folder.signer(), members(folder)
-    roster = Roster(settings.name, tuple(member.entry() for member in current)).sign(signer)
-    authority = read_limited(folder.authority)
-    issued = _issued(folder, settings, _certificate_digest(authority), roster, now)
+    entries = tuple(member.entry() for member in current)
+    authority = _certificate_digest(read_limited(folder.authority))
+    before = None if reissue else _before(folder)
+    roster, issued = b"", before
+    if before is not None:
+        roster = Roster(settings.name, entries, before.issued).sign(signer)
+        issued = _described(settings, authority, roster, before.issued)
+    if issued is None or issued != before:
+        # Something is new, and so is the time.
+        time = _time(folder, now)
+        roster = Roster(settings.name, entries, time).sign(signer)
+        issued = _described(settings, authority, roster, time)
     # A crash between these two leaves a description that doesn't fit: the next refresh, and every
     # hospital, sees that. The kits come after.
     write_if_changed(folder.roster, roster)
@@ -68,22 +79,25 @@ def refresh(folder: FederationFolder, now: datetime) -> list[str]:
     return changed
 
 
-def _issued(
-    folder: FederationFolder, settings: Settings, authority: bytes, roster: bytes, now: datetime
-) -> FederationFile:
-    """The description, with a new time of issue only if it says something new."""
-    told = settings.description()
-    roster_digest = hashlib.sha256(roster).digest()
-    time = now.astimezone(UTC)
-    if folder.description.exists():
-        before = FederationFile.load(read_limited(folder.description), folder.public_key())
-        same = FederationFile(told, authority, roster_digest, before.issued)
-        if same == before:
-            return before
-        # Hospitals go by this, so it grows even if the clock went back.
+def _before(folder: FederationFolder) -> FederationFile | None:
+    """The description as it was signed last, or None before the first."""
+    if not folder.description.exists():
+        return None
+    return FederationFile.load(read_limited(folder.description), folder.public_key())
+
+
+def _described(settings: Settings, authority: bytes, roster: bytes, issued: str) -> FederationFile:
+    digest = hashlib.sha256(roster).digest()
+    return FederationFile(settings.description(), authority, digest, issued)
+
+
+def _time(folder: FederationFolder, now: datetime) -> str:
+    """``now``, or later: hospitals go by this, so it grows even if the clock went back."""
+    time, before = now.astimezone(UTC), _before(folder)
+    if before is not None:
         last = datetime.strptime(before.issued, TIME).replace(tzinfo=UTC)
         time = max(time, last + timedelta(seconds=1))
-    return FederationFile(told, authority, roster_digest, time.strftime(TIME))
+    return time.strftime(TIME)
 
 
 def _certificate_digest(pem: bytes) -> bytes:
@@ -127,6 +141,9 @@ Nothing in it is secret; what it says is signed. Copy the whole folder to the ho
 
 The node opens a connection to {settings.address} and nobody connects to it: let outgoing TCP
 to that address through the firewall, and nothing in.
+
+Joining accepts the hospitals that are on the roster now: read their names. Who joins later waits
+until you accept it: consilium hospital members DIR
 
 Whenever hospitals come or go the coordinator sends a newer kit: join with it in the same way.
 The private keys in DIR/private stay in the hospital. Nobody else ever needs them.

@@ -1,8 +1,9 @@
 """Who was admitted, until when, and which keys never will be again.
 
-``hospitals/NAME.json`` (``consilium-hospital-1``): ``version``, ``request`` (the whole of it, so
+``hospitals/NAME.json`` (``consilium-hospital-2``): ``version``, ``request`` (the whole of it, so
 that its signatures can be checked at any time), ``admitted`` (UTC), ``valid-from`` and ``expires``
-(first and last day, UTC). ``revoked.json`` (``consilium-revoked-1``): ``version`` and ``revoked``,
+(first and last day, UTC), ``max-images`` (the most images that it may claim, or null; version 1
+lacks it). ``revoked.json`` (``consilium-revoked-1``): ``version`` and ``revoked``,
 a list of ``name``, ``identity``, ``node``, ``time``, ``reason``. A hospital is a member while it
 has a record and neither of its keys is revoked.
 """
@@ -30,9 +31,11 @@ from common.files import write_json
 from common.secagg import RosterEntry
 from deploy.provision.federation import FederationFolder
 from deploy.provision.files import locked, private_folder
-from deploy.provision.requests import Request
+from deploy.provision.requests import Request, check_max_images
 
-VERSION = "consilium-hospital-1"
+VERSION = "consilium-hospital-2"
+BEFORE = "consilium-hospital-1"
+"""Read as well: as an earlier consilium wrote it."""
 REVOKED = "consilium-revoked-1"
 _RESTORE = "restore it from a backup"
 
@@ -45,6 +48,8 @@ class Member:
     admitted: str
     valid_from: str
     expires: str
+    max_images: int | None = None
+    """Most images that it may claim, as agreed at admission; None: not agreed."""
 
     @property
     def name(self) -> str:
@@ -53,7 +58,9 @@ class Member:
 
     def entry(self) -> RosterEntry:
         """As the roster has it."""
-        return RosterEntry(self.name, self.request.identity, self.valid_from, self.expires)
+        return RosterEntry(
+            self.name, self.request.identity, self.valid_from, self.expires, self.max_images
+        )
 
     def days_left(self, now: datetime) -> int:
         """Days after today on which it may still take part; negative once it may not."""
@@ -148,24 +155,40 @@ def check_admissible(folder: FederationFolder, request: Request) -> Member | Non
     return None
 
 
-def admit(folder: FederationFolder, request: Request, now: datetime, days: int) -> list[str]:
+def admit(
+    folder: FederationFolder,
+    request: Request,
+    now: datetime,
+    days: int,
+    *,
+    begins: str | None = None,
+    max_images: int | None = None,
+) -> list[str]:
     """Sign the hospital into the roster, through the day ``days`` from now; its keys as they are.
 
-    Admitted again, it keeps its first day and gets a new last one. Returns whose kits changed.
-    EnrolmentError as :func:`check_admissible`.
+    begins: the first day (YYYY-MM-DD) on which it may be in a sum, so that the others can accept
+    it before; None: today. max_images: the most images that it may claim; None: as it proposes.
+    Admitted again, it keeps its first day and its number of images unless they are given, and gets
+    a new last day. Returns whose kits changed. EnrolmentError as :func:`check_admissible`.
     """
     from deploy.provision.kit import refresh
 
+    check_max_images(max_images)
     _check_able(folder)
+    last = (now.date() + timedelta(days=days)).isoformat()
+    if begins is not None:
+        _check_begins(begins, last)
     with locked(folder.root):
         before = check_admissible(folder, request)
+        known = request.max_images if before is None else before.max_images
         today = now.date().isoformat()
         document = {
             "version": VERSION,
             "request": request.document(),
             "admitted": now.strftime(TIME) if before is None else before.admitted,
-            "valid-from": today if before is None else before.valid_from,
-            "expires": (now.date() + timedelta(days=days)).isoformat(),
+            "valid-from": begins or (today if before is None else before.valid_from),
+            "expires": last,
+            "max-images": known if max_images is None else max_images,
         }
         private_folder(folder.hospitals)
         write_json(folder.hospitals / f"{request.name}.json", document)
@@ -190,6 +213,16 @@ def revoke(folder: FederationFolder, name: str, now: datetime, reason: str) -> l
             one = Revocation(name, request.identity, request.node, now.strftime(TIME), reason)
             write_json(folder.revoked, _revoked_document([*gone, one]))
         return refresh(folder, now)
+
+
+def _check_begins(begins: str, last: str) -> None:
+    try:
+        if _day(begins) > last:
+            raise ValueError(f"the admission ends on {last}, before that")
+    except ValueError as error:
+        raise ConfigError(
+            f"an admission cannot begin on {begins!r}: {error}", "give a day as YYYY-MM-DD"
+        ) from None
 
 
 def _check_able(folder: FederationFolder) -> None:
@@ -218,8 +251,11 @@ def _record(path: Path) -> Member:
     document: Mapping[str, Any] = strict_json(read_limited(path), str(path), _RESTORE)
     fields = {"version", "request", "admitted", "valid-from", "expires"}
     try:
-        if set(document) != fields or document["version"] != VERSION:
+        version = document.get("version")
+        if version not in (VERSION, BEFORE):
             raise ValueError(f"it is not of version {VERSION}")
+        if set(document) != fields | ({"max-images"} if version == VERSION else set()):
+            raise ValueError("it does not have exactly the fields of its version")
         if not isinstance(document["request"], dict):
             raise ValueError("it holds no request")
         member = Member(
@@ -227,12 +263,14 @@ def _record(path: Path) -> Member:
             check_time(document["admitted"]),
             _day(document["valid-from"]),
             _day(document["expires"]),
+            document.get("max-images"),
         )
+        check_max_images(member.max_images)
         if path.name != f"{member.name}.json":
             raise ValueError(f"it is the record of {member.name}")
     except ValueError as error:
         raise EnrolmentError(f"{path} is malformed: {error}", _RESTORE) from None
-    except EnrolmentError as error:
+    except (EnrolmentError, ConfigError) as error:
         raise EnrolmentError(f"{path}: {error.what}", _RESTORE) from None
     return member
 

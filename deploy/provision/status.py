@@ -9,8 +9,8 @@
 * ``issued``: when the newest kits were made (UTC), or null
 * ``hospitals``, in the order of names: ``name``, ``state`` (``admitted``, ``expiring``,
   ``expired``, ``revoked``), ``days_left`` (null once revoked), ``admitted``, ``valid_from``,
-  ``expires``, ``identity`` (base64), ``node`` (OpenSSH), ``request_fingerprint``, ``revoked``
-  (null, or ``time`` and ``reason``)
+  ``expires``, ``max_images`` (the most images that it may claim, or null), ``identity`` (base64),
+  ``node`` (OpenSSH), ``request_fingerprint``, ``revoked`` (null, or ``time`` and ``reason``)
 * ``revoked_keys``: how many pairs of keys are never admitted again
 * ``warnings``: sentences
 
@@ -64,6 +64,7 @@ def describe(folder: FederationFolder, now: datetime) -> Document:
                 "admitted": member.admitted,
                 "valid_from": member.valid_from,
                 "expires": member.expires,
+                "max_images": member.max_images,
                 "identity": base64.b64encode(member.request.identity).decode(),
                 "node": member.request.node,
                 "request_fingerprint": member.request.fingerprint,
@@ -161,7 +162,8 @@ def _roster_holds(
         found = Roster.load(read_limited(folder.roster), key)
     except ConsiliumError:
         return False
-    return found == Roster(federation, tuple(member.entry() for member in current))
+    entries = tuple(member.entry() for member in current)
+    return (found.federation, found.entries) == (federation, entries)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -170,6 +172,8 @@ def _same(one: Path, other: Path) -> bool:
 
 def _exposed(folder: FederationFolder) -> Iterator[str]:
     for path in (folder.coordinator_key, folder.authority_key, folder.server_key):
+        if not path.exists() and folder.serves_only and path != folder.server_key:
+            continue  # kept elsewhere, as a server should have it
         if not path.exists():
             yield f"the private key {path} is missing: restore it from a backup"
         elif is_open(path):
@@ -191,10 +195,11 @@ def render(document: Document, width: int | None) -> None:
         console.print("no hospital was admitted yet")
     else:
         table = Table(title="Hospitals", title_justify="left", title_style="", header_style="")
-        for column in ("name", "state", "from", "to", "fingerprint of the request"):
+        for column in ("name", "state", "from", "to", "images", "fingerprint of the request"):
             table.add_column(column, overflow="fold")
         for row in document["hospitals"]:
-            cells = (row["name"], _state(row), row["valid_from"], row["expires"])
+            bound = str(row["max_images"] or "any")
+            cells = (row["name"], _state(row), row["valid_from"], row["expires"], bound)
             table.add_row(*cells, row["request_fingerprint"])
         console.print(table)
     for warning in document["warnings"]:

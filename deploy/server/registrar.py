@@ -157,7 +157,7 @@ class Registrar(threading.Thread):
         except ConsiliumError:
             return False
         entries = tuple(member.entry() for member in current)
-        return roster == Roster(self._federation.load().name, entries)
+        return (roster.federation, roster.entries) == (self._federation.load().name, entries)
 
     def _write(self, current: list[Member], nodes: list[Node]) -> None:
         by_key = {node.key: node for node in nodes if not node.gone}

@@ -94,8 +94,19 @@ def test_a_hospital_admitted_later_joins_and_the_others_need_no_kit_by_hand(
     until(lambda: house.is_connected(newcomer), "the newcomer")
     for name in before:
         until(partial(house.has_said, name, f"{newcomer} has joined"), f"{name}'s kit")
+        assert f"members {house.root / name} --accept {newcomer}" in house.said(name)
+    # Nobody has accepted it: each of the five refuses a cohort that it is in.
     run = house.run(rounds=1, **SMALL)
-    assert run.wait(600) == 0, house.said("run")
+    assert run.wait(600) == 1, house.said("run")
+    assert house.said("run").count("secagg-members") >= len(before)
+    house.started.pop("run")
+    told = json.loads(house.call("hospital", "members", str(place), "--json"))["members"]
+    (own,) = (row for row in told if row["state"] == "this hospital")
+    for name in before:
+        house.call("hospital", "members", str(house.root / name), "--accept",
+                   f"{newcomer}={own['fingerprint']}")  # fmt: skip
+    run = house.run("again", rounds=1, **SMALL)
+    assert run.wait(600) == 0, house.said("again")
     assert house.rounds()[0]["contributed"] == [*before, newcomer]
     assert request["name"] == newcomer
 

@@ -111,7 +111,9 @@ class Drive:
         return self.step(name, lambda h: h.masked_input(message, self.vectors[name].copy()))
 
     def consistency(self, name: str, message: bytes) -> bytes:
-        return self.step(name, lambda h: h.consistency(message, identity=IDENTITIES[name]))
+        return self.step(
+            name, lambda h: h.consistency(message, identity=IDENTITIES[name], policy=POLICY)
+        )
 
     def unmask(self, name: str, message: bytes) -> bytes:
         return self.step(name, lambda h: h.unmask(message))

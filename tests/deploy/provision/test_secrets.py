@@ -92,7 +92,7 @@ def test_only_the_owner_reads_private_keys_and_enters_the_folders(
         mode = stat.S_IMODE(path.stat().st_mode)
         if path.is_dir():
             assert mode == 0o700, path
-        elif path.parent.name == "private" or path.name == ".lock":
+        elif path.parent.name == "private" or path.name in (".lock", "members.json"):
             assert mode == 0o600, path
         else:
             assert mode == 0o644, path

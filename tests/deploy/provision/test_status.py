@@ -32,7 +32,8 @@ SCHEMA = {
 }  # fmt: skip
 ROW = {
     "name": str, "state": str, "days_left": (int, type(None)), "admitted": str, "valid_from": str,
-    "expires": str, "identity": str, "node": str, "request_fingerprint": str,
+    "expires": str, "max_images": (int, type(None)), "identity": str, "node": str,
+    "request_fingerprint": str,
     "revoked": (dict, type(None)),
 }  # fmt: skip
 
