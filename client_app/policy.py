@@ -20,6 +20,7 @@ total-epsilon = 8.0         # what any image may ever cost, over all runs (inf: 
 total-delta = 2e-4          # the δ at which that holds
 run-epsilon = 8.0           # of one run
 min-noise-multiplier = 0.4  # smallest noise of a training step, in clipping norms
+min-clipping-norm = 1e-6    # smallest clipping norm of a run
 allow-non-private = false   # whether privacy=none is allowed at all
 unit = "image"              # or "patient": what ε is promised for
 metrics = "noised"          # validation figures; or "withheld", or "exact" (outside ε)
@@ -104,6 +105,7 @@ class Privacy(Table):
     min_noise_multiplier: float = Field(
         PrivacyLimits.min_noise_multiplier, ge=0, allow_inf_nan=False
     )
+    min_clipping_norm: float = Field(PrivacyLimits.min_clipping_norm, ge=0, allow_inf_nan=False)
     allow_non_private: bool = PrivacyLimits.allow_non_private
     shared_noise: bool = PrivacyLimits.shared_noise
     unit: Literal["image", "patient"] = "image"

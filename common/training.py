@@ -339,10 +339,9 @@ def _descend_private(
         if len(part.labels):
             with torch.autocast(part.images.device.type, torch.bfloat16, enabled=half):
                 logits = model(part.images)
-            loss = criterion(logits.float() if half else logits, part.labels) * len(part.labels)
+            loss = optimizer.backward(logits.float(), part.labels, criterion)
             # Not an error if it is not finite: whether it is hangs on single images.
-            total = total.to(loss.device) + loss.detach()
-            loss.backward()  # type: ignore[no-untyped-call]
+            total = total.to(loss.device) + loss
         optimizer.step()  # adds noise and moves the weights at a batch's last part
         images += len(part.labels)
     return float(total) / max(images, 1)

@@ -140,7 +140,7 @@ KEYS: tuple[Key, ...] = (
         "hospital's ledger adds them up"),
     Key(name="delta", default=1.9e-4, low=0.0, low_open=True, high=1.0, high_open=True,
         meaning="δ of the whole training; should be below 1 / images of a hospital"),
-    Key(name="clipping-norm", default=7.0, low=0.0, low_open=True, high=1e6,
+    Key(name="clipping-norm", default=7.0, low=1e-6, high=1e6,
         meaning="largest L2 norm of the gradient of one privacy unit"),
     Key(name="clipping", default="flat", choices=("flat", "automatic"),
         meaning="flat: longer gradients are scaled down to clipping-norm; automatic: all are "

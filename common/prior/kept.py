@@ -9,8 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +29,23 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
+from common.fixed_shape import (
+    ROWS,
+    alike_rows,
+    in_fixed_shape,
+    invariant_rows,
+    random_copy,
+    structure_of,
+)
 from common.model import set_weights
 from common.prior.features import PriorFeatures
 from common.prior.model import PriorHead
 from common.tensors import parse_tensors
 
-_BATCH = 256
+_BATCH = 16
+"""Pictures that go through the prior together: always so many (:mod:`common.fixed_shape`)."""
+_MADE = b"in passes of one shape"
+"""Part of the names of what is kept: features of other passes have other last digits."""
 _FILES = 4
 """Files of features that a hospital keeps: of train and val, of two priors."""
 _KEPT = 64
@@ -59,11 +80,12 @@ class _Rows:
             self._prior, self._kept = prior, {}
         names = [hashlib.sha256(p.contiguous().numpy().data).digest() for p in pictures]
         missing = [i for i, name in enumerate(names) if name not in self._kept]
-        model.features.eval()
+        features = model.features.eval()
+        size = _invariant(features, features.spec, (3, features.spec.size, features.spec.size))
         new: dict[bytes, Tensor] = {}
         for start in range(0, len(missing), _BATCH):
             part = missing[start : start + _BATCH]
-            rows = _finite(model.features(pictures[part]))
+            rows = _finite(in_fixed_shape(features, pictures[part], size))
             new.update(zip([names[i] for i in part], rows, strict=True))
         found = [self._kept[name] if name in self._kept else new[name] for name in names]
         if len(self._kept) + len(new) <= self.MOST:
@@ -101,7 +123,7 @@ def _features(key: str, model: PriorHead, pictures: Tensor, folder: Path | None)
 
 def centred_features(model: PriorHead, pictures: Tensor, folder: Path | None = None) -> Tensor:
     """What the second moment is taken of: features less the released mean, of norm 1."""
-    return _finite(model.map.centred(features_of(model, pictures, folder)))
+    return _mapped_rows(model, features_of(model, pictures, folder), centred=True)
 
 
 def head_alone(
@@ -129,11 +151,46 @@ def _inputs(model: PriorHead, pictures: Tensor, folder: Path | None) -> Tensor:
     if key in _mapped and _mapped[key][0] == of:
         _mapped.move_to_end(key)
         return _mapped[key][1]
-    found = _finite(model.map(_features(key, model, pictures, folder)))
+    found = _mapped_rows(model, _features(key, model, pictures, folder), centred=False)
     _mapped[key] = of, found
     if len(_mapped) > _KEPT:
         _mapped.popitem(last=False)
     return found
+
+
+def _mapped_rows(model: PriorHead, features: Tensor, *, centred: bool) -> Tensor:
+    """Features less the released mean, or as the head sees them: a row by its picture alone."""
+
+    def function(of: PriorHead) -> Callable[[Tensor], Tensor]:
+        return of.map.centred if centred else of.map
+
+    size = _invariant(
+        model, (model.features.spec, centred), features.shape[1:], function, size=ROWS["cpu"]
+    )
+    return _finite(in_fixed_shape(function(model), features, size))
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _invariant(
+    model: M,
+    beside: Hashable,
+    shape: Sequence[int],
+    of: Callable[[M], Callable[[Tensor], Tensor]] = lambda model: model,
+    size: int = _BATCH,
+) -> int:
+    """How many rows go through a part of ``model`` together: ``size``, or fewer."""
+
+    @cache
+    def fresh() -> M:
+        return random_copy(model).eval()
+
+    def trial(rows: int, seed: int) -> Iterator[Tensor]:
+        with torch.no_grad():
+            yield of(fresh())(alike_rows(shape, rows, seed))
+
+    return invariant_rows((structure_of(model), beside, tuple(shape)), [size, 8], trial)
 
 
 def _finite(features: Tensor) -> Tensor:
@@ -155,7 +212,7 @@ def _keep(path: Path, features: Tensor) -> None:
 
 
 def _digest(model: PriorHead, pictures: Tensor) -> str:
-    h = hashlib.sha256(_prior_hash(model.features))
+    h = hashlib.sha256(_MADE + _prior_hash(model.features))
     h.update(_pictures_hash(pictures))
     return h.hexdigest()
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.fixed_shape import linear
+
 # Norms are kept this little below their bound, so that float32 rounding never carries one over it.
 _INSIDE = 1 - 2**-20
 
@@ -49,7 +51,8 @@ class Whitening:
 
     def __call__(self, features: Tensor) -> Tensor:
         """(n, d) -> (n, k + 1) of norm 1."""
-        x = unit(self.centred(features) @ self.matrix)
+        # The matrix's columns as a linear layer's rows: aligned, so that no picture's place shows.
+        x = unit(linear(self.centred(features), self.matrix.T, None))
         constant = torch.full((len(x), 1), self.bias, dtype=x.dtype)
         return unit(torch.cat((x, constant), 1))
 

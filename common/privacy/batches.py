@@ -38,7 +38,8 @@ class PoissonBatches:
     Each privacy unit is in each batch independently of all others, with all its images, so a
     batch may be empty (one part without images). ``units`` (N,) int64 tells which unit each
     image is of; None: each its own. A part holds at most ``most_images``, and whole units: only
-    one that alone is larger is spread over several. Not thread-safe.
+    one that alone is larger is spread over several. Units of one image, which parts do not number,
+    and larger ones are in different parts. Not thread-safe.
 
     With ``views`` K ≥ 1 every image comes as K random views of itself
     (:mod:`common.privacy.views`), drawn anew for each batch; ``most_images`` counts views then,
@@ -71,6 +72,9 @@ class PoissonBatches:
         self.most_images = most_images
         self.views = views
         self.images_of = None if units is None else _group(check_units(units, len(labels)).cpu())
+        groups = self.images_of or []
+        self._sizes = torch.tensor([len(group) for group in groups], dtype=torch.int64)
+        self._first = torch.tensor([int(group[0]) for group in groups], dtype=torch.int64)
 
     def __len__(self) -> int:
         return self.steps
@@ -122,6 +126,24 @@ class PoissonBatches:
             for rows in torch.split(chosen, most):
                 yield rows, None, True
             return
+        if self.views:  # then each unit has several rows
+            yield from self._whole_units(chosen, most)
+            return
+        # A unit's gradient is summed over its images, that of a single image is as it was made:
+        # which of them it is must hang on that unit alone. So the two kinds share no part.
+        sizes = self._sizes.to(chosen.device)[chosen]
+        alone, several = chosen[sizes == 1], chosen[sizes > 1]
+        if len(alone) or not len(several):
+            rows = self._first.to(chosen.device)[alone]
+            for piece in torch.split(rows, most):
+                yield piece, None, True
+        if len(several):
+            yield from self._whole_units(several, most)
+
+    def _whole_units(
+        self, chosen: Tensor, most: int
+    ) -> Iterator[tuple[Tensor, Tensor | None, bool]]:
+        assert self.images_of is not None
         together: list[Tensor] = []
         size = 0
         device = chosen.device

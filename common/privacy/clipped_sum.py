@@ -79,9 +79,7 @@ def clipped_sum(
             if len(part.labels):
                 with torch.autocast(where.type, torch.bfloat16, enabled=half):
                     logits = wrapped(part.images)
-                logits = logits.float() if half else logits
-                loss = criterion(logits, part.labels) * len(part.labels)
-                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.backward(logits.float(), part.labels, criterion)
             optimizer.clip_and_accumulate()
             optimizer._is_last_step_skipped = not part.last  # else the next part's begins anew
         return torch.cat([p.summed_grad.reshape(-1) for p in optimizer.params]).cpu()

@@ -10,17 +10,18 @@ A unit (an image, or a patient with all images in the batch) adds g · f to the 
 
 However many images there are, and by either rule, the sum moves by at most C when the unit goes.
 
-In plain float32 a norm over five million coordinates comes out 1e-4 too small, and what is
-clipped by it exceeds C by as much; a float32 sum of B gradients moves by up to B²·2^−23·C of
-rounding besides. Here norms are float32 over pieces of 256 coordinates only (error at most
-130·2^−24 of the norm) and float64 beyond, and sums are float64 (B²·2^−52·C). C is taken 2^−16
-smaller than it is, which covers both for up to 4096 units in a batch. Gradients in bfloat16 are no
-different: each square of one is exact in float32, and each number in float64.
+Norms are float64, of the very numbers that are summed: the square of a float32 number, however
+small or large, neither vanishes in float64 nor overflows it, so the factor is at most C / ‖g‖ for
+every C > 0 and every gradient, and a norm is off by less than d·2^−53 of itself. (In float32 a norm
+over entries below 1e-23 is 0, and its unit would be taken for one that needs no clipping; over five
+million coordinates it comes out 1e-4 too small.) Sums are float64, too: over B units they are off
+by up to B²·2^−53·C. C is taken 2^−16 smaller than it is, which covers both for up to 2^17 units in
+a batch. Gradients in bfloat16 are no different: each number of one is exact in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +37,6 @@ STABILITY = 0.01
 """γ of automatic clipping."""
 
 _MARGIN = 1.0 - 2.0**-16
-_PIECE = 256
 _SMALL = 1024
 """Parameters of up to so many numbers are taken together."""
 _CELLS = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -56,12 +56,34 @@ def check_clipping(clipping: str) -> None:
 def unit_sums(gradient: Tensor, units: Tensor) -> Tensor:
     """Sum the rows of each unit: (n, *shape) float32 → (units, *shape) float32.
 
-    ``units`` (n,) int64: the unit of each row, from 0 without gaps.
+    ``units`` (n,) int64: the unit of each row, from 0 without gaps. A unit's rows are added in
+    their order, whatever other rows there are.
     """
     count = int(units.max()) + 1 if len(units) else 0
     if count == len(units):  # every unit has one row
         return gradient if bool((units.diff() == 1).all()) else gradient[units.argsort()]
-    return gradient.new_zeros((count, *gradient.shape[1:])).index_add_(0, units, gradient)
+    total = gradient.new_zeros((count, *gradient.shape[1:]))
+    add_by_unit(total, units, gradient)
+    return total
+
+
+def add_by_unit(total: Tensor, units: Tensor, rows: Tensor) -> None:
+    """Add each of ``rows`` (n, *shape) to its unit's place in ``total`` (units, *shape), in order.
+
+    ``index_add_`` does so on a CPU. On a GPU it adds in an order that hangs on the moment, and with
+    it the last digits of a sum, which a crafted model amplifies: there the first rows of all units
+    go first, then the second ones.
+    """
+    if not rows.is_cuda:
+        total.index_add_(0, units, rows)
+        return
+    order = units.argsort(stable=True)
+    grouped = units[order]
+    first = torch.searchsorted(grouped, grouped)
+    rank = torch.arange(len(units), device=units.device) - first
+    for number in range(int(rank.max()) + 1 if len(units) else 0):
+        chosen = order[rank == number]
+        total.index_add_(0, units[chosen], rows[chosen])
 
 
 def add_clipped(
@@ -126,43 +148,30 @@ class _Rows:
 
     def square_norms(self) -> Tensor:
         """(units,) float64: the squared L2 norms."""
-        if self._rows.dtype != torch.bfloat16:
-            return _square_norms(self._rows)
-        n, d = self._rows.shape  # exact in float32, and quick in pieces that fit in a core's cache
-        cells = _CELLS[self._rows.device.type]
-        width = max(1, 2 * cells // (n * _PIECE)) * _PIECE
-        space = torch.empty(n * min(width, d), device=self._rows.device)
-        squares = torch.zeros(n, dtype=torch.float64, device=self._rows.device)
+        squares = self._rows.new_zeros(len(self._rows), dtype=torch.float64)
+        for _, exact in self._in_float64():
+            squares += torch.linalg.vector_norm(exact, dim=1).square_()
+        return squares
+
+    def _in_float64(self) -> Iterator[tuple[slice, Tensor]]:
+        """(columns, all units' numbers there), in memory that is used again for the next ones."""
+        n, d = self._rows.shape
+        width = max(1, _CELLS[self._rows.device.type] // max(1, n))
+        space = self._rows.new_empty(n * min(width, d), dtype=torch.float64)
         for start in range(0, d, width):
             piece = self._rows[:, start : start + width]
-            squares += _square_norms(space[: piece.numel()].view(piece.shape).copy_(piece))
-        return squares
+            exact = space[: piece.numel()].view(piece.shape).copy_(piece)
+            yield slice(start, start + width), exact
 
     def add_weighted(self, total: Tensor, factors: Tensor, wrong: Tensor | None = None) -> None:
         """Add Σ_i factors[i] · gradient_i to ``total``, in place; ``wrong`` units count as 0."""
         aligned = total.permute([axis - 1 for axis in self._axes])
         here = aligned.is_contiguous()
         flat = aligned.view(-1) if here else total.new_zeros(total.numel())
-        n = len(factors)
-        width = max(1, _CELLS[self._rows.device.type] // n)
-        space = factors.new_empty(n * min(width, len(flat)))
         with one_thread():
-            for start in range(0, len(flat), width):
-                piece = self._rows[:, start : start + width]
-                exact = space[: piece.numel()].view(piece.shape).copy_(piece)
+            for columns, exact in self._in_float64():
                 if wrong is not None:
                     exact.masked_fill_(wrong.unsqueeze(1), 0.0)
-                flat[start : start + width].addmv_(exact.t(), factors)
+                flat[columns].addmv_(exact.t(), factors)
         if not here:
             aligned += flat.view(aligned.shape)
-
-
-def _square_norms(rows: Tensor) -> Tensor:
-    """(units, d) → (units,) float64: the squared L2 norms."""
-    units, d = rows.shape
-    whole = d // _PIECE * _PIECE
-    pieces = rows[:, :whole].reshape(units, d // _PIECE, _PIECE)
-    norms = torch.linalg.vector_norm(pieces, dim=2).to(torch.float64)
-    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1).to(torch.float64)
-    squares: Tensor = norms.square_().sum(1).add_(rest.square_())
-    return squares

@@ -21,7 +21,8 @@ from common.privacy.randomness import SecureRandom
 LOSS_CLIP = 6.0
 """L: a larger cross-entropy (a probability below e^-6) counts as this."""
 
-_NORM = math.sqrt(0.5)
+_NORM = math.sqrt(0.5) * (1 + 2.0**-20)
+"""Of one unit's vector; what is above 1/√2 covers the rounding of float64 sums over 2^20 units."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,12 @@ from typing import Any
 
 from common.errors import PrivacyError
 
+LEAST_CLIPPING_NORM = 1e-6
+"""Smallest C of a run config. With it a coordinate that matters beside the noise (2^−24·C/√d, for
+d ≤ 2^40: 6e-20), and its square, is an ordinary float32 number, above 1.2e-38. So norms could not
+vanish even in float32, for anyone who computes with these figures. At the other end, C ≤ 1e6, the
+square of a sum of 2^20 units of that norm is 1e24, below 3e38."""
+
 IMAGE, PATIENT = UNITS = ("image", "patient")
 NOISED, WITHHELD, EXACT = METRICS = ("noised", "withheld", "exact")
 
@@ -37,6 +43,8 @@ class PrivacyLimits:
     """ε of one run."""
     min_noise_multiplier: float = 0.4
     """Smallest σ of a training step: against accidents, since ε alone says little about one."""
+    min_clipping_norm: float = LEAST_CLIPPING_NORM
+    """Smallest C of a run: against programs that take norms in float32, whatever ours do."""
     allow_non_private: bool = False
     """Whether training with privacy=none is allowed at all."""
     shared_noise: bool = False
@@ -57,6 +65,8 @@ class PrivacyLimits:
             and self.run_epsilon > 0
             and self.min_noise_multiplier >= 0
             and math.isfinite(self.min_noise_multiplier)
+            and self.min_clipping_norm >= 0
+            and math.isfinite(self.min_clipping_norm)
             and self.unit in UNITS
             and self.metrics in METRICS
             and self.hold_days >= 0
@@ -64,8 +74,8 @@ class PrivacyLimits:
         if not ok:
             raise PrivacyError(
                 f"impossible privacy limits: {self}",
-                "use ε > 0, 0 < δ < 1, a noise multiplier and days ≥ 0, unit image or patient, "
-                "metrics noised, withheld or exact",
+                "use ε > 0, 0 < δ < 1, a noise multiplier, a clipping norm and days ≥ 0, unit "
+                "image or patient, metrics noised, withheld or exact",
             )
 
     @classmethod
@@ -76,6 +86,7 @@ class PrivacyLimits:
             total_delta=0.5,
             run_epsilon=math.inf,
             min_noise_multiplier=0.0,
+            min_clipping_norm=0.0,
             allow_non_private=True,
             shared_noise=True,
         )

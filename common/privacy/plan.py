@@ -137,6 +137,13 @@ class Promise:
                 f"the run asks for δ={self.delta:g}; this hospital allows {limits.total_delta:g}",
                 "ask the coordinator for a smaller delta; total-delta is the hospital's to raise",
             )
+        if self.clipping_norm < limits.min_clipping_norm:
+            raise NotAllowed(
+                f"the run clips to a norm of {self.clipping_norm:g}; this hospital allows no less "
+                f"than {limits.min_clipping_norm:g}",
+                "ask the coordinator for a larger clipping-norm; min-clipping-norm is the "
+                "hospital's to lower",
+            )
         if self.min_cohort > 1 and not limits.shared_noise:
             raise NotAllowed(
                 "the run shares its noise among hospitals: what this one sends would have only a "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import PrivacyError
+from common.fixed_shape import padded
 from common.privacy.batches import PoissonBatches
 from common.privacy.clipping import add_clipped, unit_sums
 from common.privacy.plan import MEAN, STATISTICS
@@ -15,10 +16,9 @@ from common.privacy.randomness import SecureRandom
 
 NORM = 1.0
 """Largest L2 norm of one privacy unit's part of a statistic."""
-_AT_ONCE = 256
-"""Images whose second moments are held at once, each d (d + 1) / 2 numbers of float32.
-
-The sum is as long, in float64."""
+_AT_ONCE = 64
+"""Images whose second moments are held at once, each d (d + 1) / 2 numbers of float32: always so
+many, filled up with zeros (:mod:`common.fixed_shape`). The sum is as long, in float64."""
 
 
 def statistic_length(name: str, dimension: int) -> int:
@@ -43,14 +43,15 @@ def statistic_sum(name: str, features: Tensor, units: Tensor | None = None) -> T
     )  # fmt: skip
     unfinished: Tensor | None = None
     for part in parts:
-        rows = part.images if name == MEAN else _packed_squares(part.images)
-        if part.units is not None and len(rows):
-            rows = unit_sums(rows, part.units)
+        whole = padded(part.images, _AT_ONCE)
+        rows = whole if name == MEAN else _packed_squares(whole)
+        if part.units is not None and len(part.units):
+            rows = padded(unit_sums(rows[: len(part.units)], part.units), _AT_ONCE)
         if unfinished is not None:  # of the one unit that this part goes on with
             rows = rows + unfinished
         unfinished = None if part.finished else rows
         if part.finished:
-            add_clipped([total], [rows], NORM)
+            add_clipped([total], [rows], NORM)  # zeros add zeros
     return total
 
 

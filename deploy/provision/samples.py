@@ -16,6 +16,7 @@ _POLICY = {
     "total-delta": "the δ at which that holds",
     "run-epsilon": "of one run",
     "min-noise-multiplier": "smallest noise of a training step, in clipping norms",
+    "min-clipping-norm": "smallest clipping norm of a run",
     "allow-non-private": "whether privacy=none is allowed at all",
     "shared-noise": "whether ε may hold for the hospitals' sum alone (privacy=distributed)",
     "unit": 'or "patient": what ε is promised for',

@@ -37,6 +37,8 @@ _FEW_CHANNELS = 16
 """Up to so many, a convolution runs in channels_last; with more, copying costs what that saves."""
 _AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Numbers in the patches of the images that go through a matrix product together."""
+_ALIGNED = 32
+"""Numbers: 128 bytes, of bfloat16 64."""
 
 
 def forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,11 +70,14 @@ def by_groups(layer: nn.Conv2d, x: Tensor, g: Tensor, space: Workspace) -> Tenso
     return found.view(n, out, *kernel)
 
 
-def patches(layer: nn.Conv2d, x: Tensor, space: Workspace | None = None) -> Tensor:
+def patches(
+    layer: nn.Conv2d, x: Tensor, space: Workspace | None = None, width: int | None = None
+) -> Tensor:
     """(n, positions, height · width · channels of the kernel): what each output is made of.
 
     For an ungrouped layer without dilation. Channels innermost, so that a kernel's row is one
-    piece of memory, and copying it is quick. In ``space`` it stands until the next call.
+    piece of memory, and copying it is quick; with ``width``, zeros behind up to so many numbers.
+    In ``space`` it stands until the next call.
     """
     space = space or Workspace()
     assert not isinstance(layer.padding, str)
@@ -80,28 +85,36 @@ def patches(layer: nn.Conv2d, x: Tensor, space: Workspace | None = None) -> Tens
     (kh, kw), (sh, sw), (ph, pw) = layer.kernel_size, layer.stride, layer.padding
     rows, columns = h + 2 * ph, w + 2 * pw
     # Its edge is 0 for good: whoever asks for this name writes the inside only.
-    padded = space.get(("padded", c, h, w, ph, pw), (n, rows, columns, c), x)
-    padded[:, ph : ph + h, pw : pw + w] = x.permute(0, 2, 3, 1)
+    inside = space.get(("padded", c, h, w, ph, pw), (n, rows, columns, c), x)
+    inside[:, ph : ph + h, pw : pw + w] = x.permute(0, 2, 3, 1)
     high, wide = (rows - kh) // sh + 1, (columns - kw) // sw + 1
     line = columns * c
-    overlapping = padded.as_strided(
+    overlapping = inside.as_strided(
         (n, high, wide, kh, kw * c), (rows * line, sh * line, sw * c, line, 1)
     )
-    found = space.get("patches", (n, high, wide, kh, kw * c), x)
-    return found.copy_(overlapping).view(n, high * wide, kh * kw * c)
+    numbers = kh * kw * c
+    if width is None or width == numbers:
+        found = space.get("patches", (n, high, wide, kh, kw * c), x)
+        return found.copy_(overlapping).view(n, high * wide, numbers)
+    wider = space.get(("patches", layer, width), (n, high, wide, width), x)  # likewise its end
+    wider[..., :numbers].view(n, high, wide, kh, kw * c).copy_(overlapping)
+    return wider.view(n, high * wide, width)
 
 
 def by_patches(layer: nn.Conv2d, x: Tensor, g: Tensor, space: Workspace) -> Tensor:
     """(n, *weight.shape), channels innermost in memory: as n matrix products."""
     n, (out, c, kh, kw) = len(x), layer.weight.shape
-    found = space.get(layer, (n, out, kh * kw * c), x)
-    step = max(1, _AT_ONCE[x.device.type] // (g[0, 0].numel() * kh * kw * c))
-    if x.is_cuda and n > step:  # pieces of one shape: there an image's product hangs on it
+    numbers = kh * kw * c
+    # Images' products begin at multiples of 64 bytes: else rounding may depend on an image's place.
+    width = numbers if out * numbers % _ALIGNED == 0 else numbers + -numbers % _ALIGNED
+    found = space.get(layer, (n, out, width), x)
+    step = max(1, _AT_ONCE[x.device.type] // (g[0, 0].numel() * width))
+    if n > step:  # pieces of one shape: an image's product may hang on it
         step = max(s for s in range(1, step + 1) if n % s == 0)
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        torch.bmm(g[rows].flatten(2), patches(layer, x[rows], space), out=found[rows])
-    return found.view(n, out, kh, kw, c).permute(0, 1, 4, 2, 3)
+        torch.bmm(g[rows].flatten(2), patches(layer, x[rows], space, width), out=found[rows])
+    return found[..., :numbers].view(n, out, kh, kw, c).permute(0, 1, 4, 2, 3)
 
 
 def as_factors(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Factors:

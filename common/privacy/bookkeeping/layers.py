@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from common.fixed_shape import aligned, linear
 from common.networks import StandardisedConv2d, _scale
 from common.privacy.bookkeeping import convolution
 from common.privacy.bookkeeping.factors import MOST_POSITIONS, Factors, full
@@ -127,7 +127,7 @@ class _Linear(torch.autograd.Function):
         ctx.dtype, ctx.layer, ctx.book = x.dtype, layer, book
         x, used = _as_computed(x), _as_computed(weight)
         ctx.save_for_backward(x, used)
-        return F.linear(x, used, None if bias is None else _as_computed(bias))
+        return linear(x, used, None if bias is None else _as_computed(bias))
 
     @staticmethod
     @once_differentiable
@@ -144,7 +144,9 @@ class _Linear(torch.autograd.Function):
             ctx.book.keep(layer.weight, n, weights)
         if layer.bias is not None and layer.bias.requires_grad:
             ctx.book.keep(layer.bias, n, lambda rows: full(left[rows]).sum(1))
-        back = (g @ used).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        back = None
+        if ctx.needs_input_grad[0]:
+            back = (g @ aligned(used))[..., : used.shape[1]].to(ctx.dtype).contiguous()
         return back, None, None, None, None
 
 

@@ -11,10 +11,11 @@ from opacus.grad_sample.gsm_base import AbstractGradSampleModule
 from torch import Tensor, nn
 
 from common.errors import PrivacyError
+from common.fixed_shape import padded
 from common.privacy.bookkeeping.convolution import Workspace
 from common.privacy.bookkeeping.factors import Factors, dense, full
 from common.privacy.bookkeeping.layers import Made, function_of
-from common.privacy.clipping import unit_sums
+from common.privacy.clipping import add_by_unit
 
 _ROWS = 16
 """Images whose gradients are made at once where units have several."""
@@ -45,7 +46,8 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
 
     As under Opacus' hooks (``loss_reduction="sum"``): (n, *p.shape), the gradient of each image;
     or of each unit, where :meth:`expect` told the units before. In memory it may be laid out
-    differently, in bfloat16 under autocast, or :class:`Factors`. ``p.grad`` stays None. The module
+    differently, in bfloat16 under autocast, or :class:`Factors`; :func:`whole` gives it with what
+    passes are filled up with. ``p.grad`` stays None. The module
     shares parameters with ``module``; :meth:`remove_hooks` makes it plain again. Raises
     PrivacyError for a layer that is not known, and, like Opacus, for two passes without
     ``zero_grad()`` between them.
@@ -65,11 +67,14 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
         self.summed = False
         """Whether the gradients that were kept last are of units, not of images."""
         self.together: int | None = None
-        """How many images each pass is filled up to, with empty ones whose gradients are dropped.
+        """How many images each pass is filled up to, with empty ones that add nothing.
 
         So all passes have the same shapes, and an image's gradient cannot depend on how many
-        others go with it through matrix products that are cut up by their size: rounding to
-        bfloat16 would make some of the differences a thousand times as large. None: to none."""
+        others go with it through matrix products that are cut up by their size
+        (:mod:`common.fixed_shape`). None: to none."""
+        self.unit_rows: int | None = None
+        """As many places for units' sums where a pass has :attr:`together` images; None: as many as
+        images."""
         self._images = 0
         self._pass = 0
         self._layers = [
@@ -91,9 +96,14 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
                     f"{n} images at once, where {self.together} go through the network together",
                     "take batches in parts (PoissonBatches.most_images)",
                 )
-            x = torch.cat([x, x.new_zeros((self.together - n, *x.shape[1:]))])
+            x = padded(x, self.together)
         y: Tensor = self._module(x)
         return y[:n]
+
+    @property
+    def fed(self) -> int:
+        """How many images the last pass had."""
+        return self._images
 
     def expect(self, units: Tensor | None) -> None:
         """Sum the gradients of each unit in the next backward pass: (n,) int64 from 0 on.
@@ -110,14 +120,17 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
                 raise PrivacyError(
                     "gradients of two passes in one step", "call zero_grad() before each pass"
                 )
-            before = dense(before).clone()  # it may lie where the next ones are made
-        found = self._per_unit(images, made, tuple(parameter.shape))
+            before = dense(whole(before)).clone()  # it may lie where the next ones are made
+        found, count = self._per_unit(images, made, tuple(parameter.shape))
         if before is not None:  # a layer that is used twice
             found = before + dense(found)
-        parameter.grad_sample, self.summed = found, self.units is not None
+        parameter.grad_sample, self.summed = _cut(found, count), self.units is not None
         parameter._forward_counter = self._pass
 
-    def _per_unit(self, images: int, made: Made, shape: tuple[int, ...]) -> Tensor | Factors:
+    def _per_unit(
+        self, images: int, made: Made, shape: tuple[int, ...]
+    ) -> tuple[Tensor | Factors, int]:
+        """(gradients, of them so many are of images or units; the rest is what was filled up)."""
         n, units = self._images, self.units
         if images != (self.together or n):  # clipped by itself would be less than an image
             raise PrivacyError(
@@ -125,25 +138,24 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
                 "keep the images the first axis throughout, and nothing else in it",
             )
         if units is None:
-            return _first(made(slice(0, images)), n)
+            return made(slice(0, images)), n
         if len(units) != n:
             raise PrivacyError(
                 f"{n} images went through the network, of which {len(units)} were told",
                 "call expect() with the part that goes through it",
             )
+        # No quicker way where each unit has one image: its gradient must not depend on the others.
         count = int(units.max()) + 1 if n else 0
-        if count == n:
-            found = _first(made(slice(0, images)), n)
-            return found if bool((units.diff() == 1).all()) else unit_sums(dense(found), units)
+        places = count if self.together is None else max(count, self.unit_rows or self.together)
         total: Tensor | None = None
         for start in range(0, images, _ROWS):
             piece = full(dense(made(slice(start, min(start + _ROWS, images)))))
             if total is None:
-                total = piece.new_zeros((count, *shape))
+                total = piece.new_zeros((places, *shape))
             of = units[start : start + _ROWS]
-            total.index_add_(0, of, piece[: len(of)])
+            add_by_unit(total, of, piece[: len(of)])
         assert total is not None  # no images are no fewer units
-        return total
+        return total, count
 
     def _compute(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What ``layer`` computes of ``x``, booked where a backward pass may follow."""
@@ -174,5 +186,15 @@ class BookKeeping(AbstractGradSampleModule):  # type: ignore[misc]  # Opacus has
         self._layers, self.space = [], Workspace()
 
 
-def _first(gradients: Tensor | Factors, n: int) -> Tensor | Factors:
-    return gradients.first(n) if isinstance(gradients, Factors) else gradients[:n]
+def whole(gradients: Any) -> Any:
+    """Of what book-keeping left at a parameter (or anything else): with what was filled up."""
+    return getattr(gradients, "_filled_up", gradients)
+
+
+def _cut(gradients: Tensor | Factors, n: int) -> Tensor | Factors:
+    """Those of the first ``n``, which refer to all of them for as long as they are there."""
+    if n == len(gradients):
+        return gradients
+    cut: Any = gradients.first(n) if isinstance(gradients, Factors) else gradients[:n]
+    cut._filled_up = gradients
+    return cut  # type: ignore[no-any-return]
