@@ -24,14 +24,14 @@ from deploy.runtime.flower import die_with_parent, prompt_objects, prompt_retrie
 from deploy.runtime.limits import raise_open_files
 from deploy.runtime.unix import NOWHERE, redirect_all
 from deploy.server.layout import ServerFolder
-from deploy.server.pin import installed, pin
+from deploy.server.pin import Files, installed, pin
 from deploy.server.push import forgive_lost_answers
 
 AT_ONCE = 4
 """Runs that may go on at the same time."""
 
 
-def work(own: str, runtime: Runtime, token: str) -> None:
+def work(own: Files, runtime: Runtime, token: str) -> None:
     """One ServerApp, to its end, in this process; what it prints goes to the run's log too.
 
     ``own``: the app that was installed when the server was started; see :mod:`deploy.server.pin`.

@@ -1,16 +1,18 @@
 """Which app the server runs: the one that is installed beside it, and nothing else.
 
 As at a hospital (:mod:`deploy.node.code`), nothing of a run's archive (FAB) is unpacked or
-imported. Flower builds the same bytes from the same tree, so the archive of a run must be, byte for
-byte, what Flower builds from the installation that serves; then that installation's ServerApp runs.
-Whoever gets to start a run, by whatever way, chooses a run config, and no code.
+imported. Its code must be, file by file, what Flower packs of the installation that serves; then
+that installation's ServerApp runs. Whoever gets to start a run, by whatever way, chooses a run
+config, and no code.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ from deploy.server.launch import APP
 
 log = logging.getLogger("consilium.executor")
 
+CODE = ("common/", "server_app/", "client_app/", "pyproject.toml")
+"""What an archive's paths begin with where they decide what runs."""
+Files = Mapping[str, tuple[int, bytes]]
+"""Of each such file by its path: its size, and its SHA-256."""
+
 
 class PinError(ConsiliumError):
     """A run's app is not the one that is installed at the server."""
@@ -26,34 +33,71 @@ class PinError(ConsiliumError):
     code = "code"
 
 
-def installed(app: Path = APP) -> str:
-    """SHA-256, in hexadecimal digits, of the archive that Flower builds from ``app``."""
+def installed(app: Path = APP) -> dict[str, tuple[int, bytes]]:
+    """The code that Flower packs of the installation at ``app``, as it is on the disk now."""
     from flwr.cli.build import build_fab_from_disk
 
-    return hashlib.sha256(build_fab_from_disk(app)).hexdigest()
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app))) as packed:
+        for name in packed.namelist():
+            if name.startswith(CODE):
+                content = packed.read(name)
+                found[name] = len(content), hashlib.sha256(content).digest()
+    return found
 
 
-def check(archive: bytes, own: str, now: str) -> None:
-    """PinError unless a run's ``archive`` is the installed app.
+def check(archive: bytes, own: Files, now: Files) -> None:
+    """PinError unless the code in a run's ``archive`` is the installed one.
 
     ``own``: of :func:`installed` when the server was started; ``now``: the same at this moment.
     """
-    if now != own:
+    if changed := _differing(own, now):
         raise PinError(
-            "the installed code has changed since the server was started",
+            f"the installed code has changed since the server was started: {changed}",
             "start the server again (consilium federation serve), then the run",
         )
-    shown = hashlib.sha256(archive).hexdigest()
-    if shown != own:
+    if differing := _differing(own, _shipped(archive, own)):
         raise PinError(
-            f"the app of this run ({shown[:16]}…) is not the one that is installed at the server "
-            f"({own[:16]}…); nothing of it was unpacked or run",
+            f"the app of this run is not the one that is installed at the server: {differing} "
+            "differ; nothing of it was unpacked or run",
             "start the run from the server's own installation; if nobody here started it, see who "
             "has access to the coordinator's account",
         )
 
 
-def pin(module: Any, own: str, app: Path = APP) -> None:
+def _shipped(archive: bytes, own: Files) -> Files:
+    """The same of an archive from anywhere: no more is read of a file than our own has."""
+    found: dict[str, tuple[int, bytes]] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+            for entry in packed.infolist():
+                name = entry.filename
+                if not name.startswith(CODE):
+                    continue
+                size = own[name][0] if name in own and name not in found else -1
+                if entry.file_size != size:  # unknown, twice, or of another size: not to be read
+                    found[name] = entry.file_size, b""
+                    continue
+                with packed.open(entry) as file:
+                    content = file.read(size + 1)
+                found[name] = len(content), hashlib.sha256(content).digest()
+    except Exception as error:  # zipfile raises many kinds for what is no archive
+        raise PinError(
+            f"the app of this run is no archive that can be read ({type(error).__name__}); nothing "
+            "of it was run",
+            "start the run with `consilium run` at the server",
+        ) from None
+    return found
+
+
+def _differing(own: Files, other: Files) -> str:
+    """Up to three paths at which the two differ, or ""."""
+    paths = sorted(path for path in {*own, *other} if own.get(path) != other.get(path))
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(ascii(path) for path in paths[:3]) + more
+
+
+def pin(module: Any, own: Files, app: Path = APP) -> None:
     """Have Flower's ``module`` that runs a ServerApp (``run_serverapp``) run the installed one.
 
     Three of its names are replaced: what unpacks the archive, where it would lie, and what loads
@@ -70,7 +114,7 @@ def pin(module: Any, own: str, app: Path = APP) -> None:
     names.update(replaced)
 
 
-def _check_aloud(archive: bytes, own: str, app: Path) -> None:
+def _check_aloud(archive: bytes, own: Files, app: Path) -> None:
     try:
         check(archive, own, installed(app))
     except PinError as error:

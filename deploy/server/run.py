@@ -20,6 +20,7 @@ from common.messages import check_run_id
 from deploy.provision.federation import FederationFolder
 from deploy.provision.files import private_folder
 from deploy.runtime.flower import environment, loopback_directly
+from deploy.runtime.supervisor import python, with_our_code
 from deploy.runtime.unix import NOWHERE
 from deploy.server import launch
 from deploy.server.control import Control, Status
@@ -138,9 +139,9 @@ def start(place: Place, values: Mapping[str, Value], *, verbose: bool) -> int:
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         + launch.toml({"address": NOWHERE, "root-certificates": server.authority}),
     )
-    flwr = [sys.executable, "-m", "deploy.server.flwr_command", server.socket]
+    flwr = [*python(), "-m", "deploy.server.flwr_command", server.socket]
     try:
-        run = launch.start(CONNECTION, values, environment(flower_home), flwr=flwr)
+        run = launch.start(CONNECTION, values, with_our_code(environment(flower_home)), flwr=flwr)
     except launch.Detached as detached:
         return _detached(place, detached.run)
     print(f"started (Flower's id of it: {run}); Ctrl-C leaves it running", flush=True)
