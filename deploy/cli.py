@@ -22,6 +22,7 @@ from deploy.prior import prior
 from deploy.provision.commands import federation, hospital
 from deploy.server.commands import health as federation_health
 from deploy.server.commands import run, serve
+from deploy.server.commands import service as federation_service
 from deploy.vectors import commands as by_hand
 
 cli = typer.Typer(
@@ -33,6 +34,7 @@ cli.add_typer(ledger.commands, name="ledger")
 cli.add_typer(federation, name="federation")
 federation.command("serve")(serve)
 federation.command("health")(federation_health)
+federation.command("service")(federation_service)
 hospital.command("check")(check)
 hospital.command("start")(start)
 hospital.command("health")(hospital_health)
