@@ -7,6 +7,7 @@ machine may connect to a port of loopback (:mod:`deploy.runtime.unix`).
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -114,12 +115,19 @@ def only_at(path: Path) -> None:
     def run(app: Any, *, host: str, port: int, reload: bool, workers: int, **rest: Any) -> None:
         if reload or workers != 1:
             raise RuntimeError("Flower's SuperLink would share its socket")
-        uvicorn.Server(uvicorn.Config(app, **rest)).run(sockets=[listening(path)])
+        server = uvicorn.Server(uvicorn.Config(app, **rest))  # it also sets the loggers up
+        logging.getLogger("uvicorn.access").addFilter(_no_health)
+        server.run(sockets=[listening(path)])
 
     if getattr(module, "uvicorn", None) is not uvicorn:
         raise RuntimeError("Flower's SuperLink is served by something else than uvicorn")
     # The module's own name only. Were it not used, Flower would find no such host, and end.
     vars(module)["uvicorn"] = SimpleNamespace(run=run)
+
+
+def _no_health(record: logging.LogRecord) -> bool:
+    """Anybody may ask the gate for /health: a line for each would push all others out of the log."""
+    return " /health " not in record.getMessage()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from deploy.runtime.ports import free_port
 from deploy.server.control import Control
 from deploy.server.launch import APP
 from deploy.server.layout import Server, ServerFolder
+from deploy.server.run import CONNECTION, flowers_own
 from tests.deploy.server.conftest import Federation, until
 
 NOBODY = 65534
@@ -142,7 +144,7 @@ def test_even_whoever_reaches_the_control_api_starts_no_app_of_their_own(
         shutil.copy(APP / name, tmp_path / name)
     mark = tmp_path / "it ran"
     app = tmp_path / "server_app" / "app.py"
-    app.write_text(f"open({str(mark)!r}, 'w').close()\n" + app.read_text())
+    app.write_text(f"{app.read_text()}\nopen({str(mark)!r}, 'w').close()\n")
     archive = build_fab_from_disk(tmp_path)
     fab = Fab(hashlib.sha256(archive).hexdigest(), archive, {})
     with control(served) as calls:
@@ -157,4 +159,12 @@ def test_even_whoever_reaches_the_control_api_starts_no_app_of_their_own(
     assert status is not None and status.text == "finished:failed"
     assert "not the one that is installed" in status.details and "app.py" in status.details
     assert "refused a run" in served.said() and not mark.exists()
+    # Flower's own command, which `consilium run` starts runs by, comes by the socket, too.
+    folder = ServerFolder(served.folder.root)
+    flwr, environment = flowers_own(folder, Server.read(folder.control))
+    done = subprocess.run(
+        [*flwr, "ls", CONNECTION, "--format", "json"], env=environment,
+        capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert [row["run-id"] for row in json.loads(done.stdout)["runs"]] == [str(run)]
     assert not list((served.folder.root / "state" / "flower-app").glob("apps/*"))

@@ -155,6 +155,21 @@ def test_a_members_connection_outlives_every_newcomer(served: Federation) -> Non
         assert pool.connections == [mine] and not mine.is_closed()
 
 
+def test_who_asks_for_its_health_all_day_writes_nothing_to_a_log(served: Federation) -> None:
+    logs = served.folder.root / "state" / "logs"
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in logs.iterdir())
+
+    served.ask("GET", "/health")
+    before = size()
+    with tls(served) as connection:
+        for _ in range(30):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    assert size() - before < 1000
+
+
 def test_a_call_without_a_key_is_answered_and_shown_the_door_at_once(served: Federation) -> None:
     begun = time.monotonic()
     with tls(served) as connection:
