@@ -126,7 +126,7 @@ def only_at(path: Path) -> None:
 
 
 def _no_health(record: logging.LogRecord) -> bool:
-    """Anybody may ask the gate for /health: a line for each would push the others out of the log."""
+    """Anybody may ask for /health: a line for each would push the others out of the log."""
     return " /health " not in record.getMessage()
 
 
