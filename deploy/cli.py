@@ -23,6 +23,7 @@ from deploy.provision.commands import federation, hospital
 from deploy.provision.member_commands import members
 from deploy.server.commands import health as federation_health
 from deploy.server.commands import run, serve
+from deploy.server.commands import service as federation_service
 from deploy.vectors import commands as by_hand
 
 cli = typer.Typer(
@@ -35,6 +36,7 @@ cli.add_typer(federation, name="federation")
 federation.command("serve")(serve)
 federation.command("health")(federation_health)
 hospital.command("members")(members)
+federation.command("service")(federation_service)
 hospital.command("check")(check)
 hospital.command("start")(start)
 hospital.command("health")(hospital_health)

@@ -5,6 +5,7 @@ Flower's SuperNode with the node's key and the kit's authority, and no app in it
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -115,8 +116,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _quoted(path: Path) -> str:
-    """As a TOML string."""
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """As a TOML string, whatever characters are in it."""
+    # Of JSON's texts all are TOML's, but for DEL, which TOML wants escaped.
+    return json.dumps(str(path), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 
+import deploy
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before a service is started again, at first and at most."""
 SETTLED = 60.0
@@ -105,8 +107,8 @@ class Supervisor:
             service.before()
         running.started, running.meanings = time.monotonic(), []
         running.process = subprocess.Popen(
-            [sys.executable, *service.arguments],
-            env=dict(service.environment),
+            [*python(), *service.arguments],
+            env=with_our_code(service.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -170,6 +172,21 @@ class _PrivateFiles(RotatingFileHandler):
         stream = super()._open()
         os.fchmod(stream.fileno(), 0o600)
         return stream
+
+
+def python() -> list[str]:
+    """This interpreter, which takes no module from the folder that it is started in.
+
+    ``-m`` alone looks there first: in /tmp, or a shared folder, that is anybody's code.
+    """
+    return [sys.executable, "-P"]
+
+
+def with_our_code(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with this very copy of the packages before any other that is installed."""
+    root = str(Path(deploy.__file__).resolve().parent.parent)
+    given = environment.get("PYTHONPATH", "")
+    return {**environment, "PYTHONPATH": f"{root}{os.pathsep}{given}" if given else root}
 
 
 def _kill_group(group: int, number: int) -> None:

@@ -1,7 +1,8 @@
-"""``consilium federation serve``, ``consilium federation health`` and ``consilium run``."""
+"""``consilium federation serve|health|service`` and ``consilium run``."""
 
 from __future__ import annotations
 
+import getpass
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,26 @@ def health(dir: Folder, port: Port = None) -> None:
 
     check_health(FederationFolder(dir.resolve()), port)
     typer.echo("ok")
+
+
+def service(
+    dir: Folder,
+    user: Annotated[str, typer.Option(help="Whose the folder is; default: you.")] = "",
+) -> None:
+    """Print a systemd unit that serves a federation."""
+    from deploy.provision.federation import FederationFolder
+    from deploy.runtime.systemd import unit
+
+    root = dir.resolve()
+    name = FederationFolder(root).load().name
+    text = unit(
+        name=f"{name}-server",
+        what=f"server of the federation {name}",
+        folder=root,
+        user=user or getpass.getuser(),
+        command=("federation", "serve"),
+    )
+    typer.echo(text, nl=False)
 
 
 def run(

@@ -1,11 +1,13 @@
 """Flower's control API: the nodes that may connect, the runs and their logs.
 
 The one place that knows its messages (Flower 1.41; tests/deploy/server holds them). It has no
-authentication, which is why it is on loopback only, and not behind the gate.
+authentication, which is why it is on a socket of the coordinator's account alone
+(:mod:`deploy.runtime.unix`), on no port, and not behind the gate.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from common.errors import ConfigError
 from deploy.provision.keys import node_line, read_node_line
+from deploy.runtime import unix
 from deploy.server.layout import Server
 
 
@@ -67,24 +70,31 @@ class Status:
 class Control:
     """Calls of the control API. Each may raise ``httpx.HTTPError`` while nobody answers."""
 
-    def __init__(self, address: str, authority: bytes | None) -> None:
-        """``authority``: PEM of the certificate to check against; None: without TLS."""
+    def __init__(self, address: str, authority: bytes | None, socket: Path | None = None) -> None:
+        """``authority``: PEM of the certificate to check against; None: without TLS.
+
+        ``socket``: the Unix socket to connect to, whatever ``address`` says; None: by TCP.
+        """
         self._client = ControlHttpClient.from_server_address(
             server_address=address,
             insecure=authority is None,
             root_certificates=authority,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
+        if socket is not None:
+            verify = authority is not None and _trusting(authority)
+            unix.redirect(self._client, socket, verify)
 
     @classmethod
     def of(cls, server: Server) -> Self:
         """Of a server that ``control.json`` tells of."""
         try:
-            return cls(server.address, Path(server.authority).read_bytes())
+            authority = Path(server.authority).read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"{server.authority} cannot be read ({error.strerror})", "start the server again"
             ) from None
+        return cls(unix.NOWHERE, authority, Path(server.socket))
 
     def __enter__(self) -> Self:
         return self
@@ -149,6 +159,12 @@ class Control:
         """Pieces of a run's log, each with the time to go on ``after``; ends when the run ends."""
         for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run, after_timestamp=after)):
             yield piece.log_output, piece.latest_timestamp
+
+
+def _trusting(authority: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.decode("ascii"))
+    return context
 
 
 def _code(error: httpx.HTTPStatusError) -> int | None:

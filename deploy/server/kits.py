@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +18,8 @@ from deploy.provision.federation import FederationFolder
 from deploy.provision.kit import DESCRIPTION, ROSTER, SIGNED
 from deploy.provision.members import members
 from deploy.runtime.kit_request import KitRefused, verify
+from deploy.runtime.seldom import Seldom
 from deploy.server.stamp import stamp
-
-_QUIET = 10.0
-"""Seconds between two lines about refused requests."""
 
 
 class Kits:
@@ -30,10 +27,9 @@ class Kits:
 
     def __init__(self, folder: FederationFolder, say: Callable[[str], None]) -> None:
         """``say``: one line for the log."""
-        self._folder, self._say = folder, say
+        self._folder, self._say = folder, Seldom(say)
         self._lock = threading.Lock()
         self._known: tuple[object, str, dict[str, bytes]] | None = None
-        self._refusal_told = -_QUIET
 
     def answer(self, headers: Mapping[str, str]) -> Response:
         """The answer to a request with these headers (names in lower case).
@@ -46,10 +42,10 @@ class Kits:
             hospital = verify(headers, federation, identities, datetime.now(UTC))
             files = self._files(self._folder.kits / hospital)
         except KitRefused as refusal:
-            self._tell_refusal()
+            self._say("a request for a kit was refused: no member, or not signed by one now")
             return PlainTextResponse(refusal.what + "\n", 403)
         except (ConsiliumError, OSError) as error:
-            self._say(f"! a kit could not be read: {error}")
+            self._say(f"! a kit could not be read: {error}", "unread")
             return PlainTextResponse("the kit is not ready\n", 503)
         etag = f'"{hashlib.sha256(files[DESCRIPTION]).hexdigest()}"'
         if headers.get("if-none-match") == etag:
@@ -76,8 +72,3 @@ class Kits:
         if told.roster_sha256 != hashlib.sha256(files[ROSTER]).digest():
             raise ConsiliumError(f"{kit} is being written", "wait; else: federation refresh")
         return files
-
-    def _tell_refusal(self) -> None:
-        if time.monotonic() - self._refusal_told >= _QUIET:
-            self._refusal_told = time.monotonic()
-            self._say("a request for a kit was refused: no member, or not signed by one now")

@@ -48,17 +48,21 @@ def start(
     values: Mapping[str, Value],
     environment: Mapping[str, str],
     options: Sequence[str] = (),
+    *,
+    flwr: Sequence[str] = (),
 ) -> int:
     """Start a run with the run-config ``values``; Flower's id of it.
 
     ``connection``: its name in ``config.toml`` of the environment's ``FLWR_HOME``. ``options``:
-    further ones of ``flwr run``. ConsiliumError, after what Flower printed, if it did not start.
+    further ones of ``flwr run``. ``flwr``: the words of that command; this environment's if none.
+    ConsiliumError, after what Flower printed, if it did not start.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
         file.write(toml(values))
         file.flush()
         process = subprocess.Popen(
-            [command("flwr"), "run", str(APP), connection, "--run-config", file.name, *options],
+            [*(flwr or [command("flwr")]), "run", str(APP), connection, "--run-config", file.name,
+             *options],
             env=dict(environment), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, errors="replace",
             start_new_session=True,  # Ctrl-C is ours: once asked for, the run's id must be known

@@ -4,10 +4,11 @@
 DIR/state/               0700; may be deleted between two serves, at a price: the nodes' database
   serve.lock             held while a server runs
   control.json           where its control API is, for `consilium run`: see Server
+  link.sock              0600: all that Flower's SuperLink listens on; see deploy.runtime.unix
   nodes.json             which node each hospital is; see deploy.server.registrar
   superlink.db           Flower's database: nodes, runs, messages that wait
   secret                 0600: whoever runs ServerApps must know it; new at each serve
-  tls/                   authority, certificate and key for loopback; new at each serve
+  tls/                   authority, certificate and key of that socket; new at each serve
   logs/                  one file for each service
   flower/ flower-app/ flower-cli/   FLWR_HOME of each role
 DIR/home/                $CONSILIUM_HOME of the runs: home/runs/RUN
@@ -105,14 +106,14 @@ class ServerFolder:
 class Server:
     """A running server, as ``control.json`` has it."""
 
-    address: str
-    """HOST:PORT of the control API, on loopback."""
+    socket: str
+    """Path of the Unix socket that the control API is on."""
     authority: str
     """Path of the certificate that the control API's is checked against."""
     gate_host: str
     gate_port: int
     pid: int
-    version: int = 1
+    version: int = 2
 
     def write(self, path: Path) -> None:
         """Tell others."""

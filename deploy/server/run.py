@@ -20,6 +20,8 @@ from common.messages import check_run_id
 from deploy.provision.federation import FederationFolder
 from deploy.provision.files import private_folder
 from deploy.runtime.flower import environment, loopback_directly
+from deploy.runtime.supervisor import python, with_our_code
+from deploy.runtime.unix import NOWHERE
 from deploy.server import launch
 from deploy.server.control import Control, Status
 from deploy.server.layout import Server, ServerFolder, find
@@ -126,19 +128,29 @@ def _file(given: str) -> Path:
     return path
 
 
+def flowers_own(folder: ServerFolder, server: Server) -> tuple[list[str], dict[str, str]]:
+    """The words of Flower's own ``flwr`` by a server's socket, and the environment that it needs.
+
+    In it the server is called :data:`CONNECTION`.
+    """
+    home = private_folder(folder.flower_home("flower-cli"))
+    atomic_write(
+        home / "config.toml",
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+        + launch.toml({"address": NOWHERE, "root-certificates": server.authority}),
+    )
+    words = [*python(), "-m", "deploy.server.flwr_command", server.socket]
+    return words, with_our_code(environment(home))
+
+
 def start(place: Place, values: Mapping[str, Value], *, verbose: bool) -> int:
     """Start a run and stay with it; 0 if it completed, 1 if not, :data:`DETACHED` after Ctrl-C."""
     launch.check_app()
     server = _answering(place)
     loopback_directly(os.environ)
-    flower_home = private_folder(place.server.flower_home("flower-cli"))
-    atomic_write(
-        flower_home / "config.toml",
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        + launch.toml({"address": server.address, "root-certificates": server.authority}),
-    )
+    flwr, surroundings = flowers_own(place.server, server)
     try:
-        run = launch.start(CONNECTION, values, environment(flower_home))
+        run = launch.start(CONNECTION, values, surroundings, flwr=flwr)
     except launch.Detached as detached:
         return _detached(place, detached.run)
     print(f"started (Flower's id of it: {run}); Ctrl-C leaves it running", flush=True)

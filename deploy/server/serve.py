@@ -19,11 +19,12 @@ from deploy.provision import certificates, keys
 from deploy.provision.federation import FederationFolder, Settings
 from deploy.provision.files import private_folder
 from deploy.provision.members import members
+from deploy.runtime import unix
 from deploy.runtime.flower import environment, loopback_directly
-from deploy.runtime.ports import free_port
 from deploy.runtime.supervisor import Service, Supervisor
 from deploy.server.control import Control
 from deploy.server.health import healthy
+from deploy.server.launch import check_app
 from deploy.server.layout import (
     LOOPBACK,
     Server,
@@ -36,7 +37,8 @@ from deploy.server.preflight import check, check_free
 from deploy.server.registrar import Registrar
 
 _YEARS = 3650
-"""Days of the loopback's certificate: a server may run for long."""
+"""Days of the socket's certificate: a server may run for long."""
+SOCKET = "link.sock"
 
 
 def serve(root: Path, host: str, port: int | None, say: Callable[[str], None]) -> None:
@@ -45,6 +47,7 @@ def serve(root: Path, host: str, port: int | None, say: Callable[[str], None]) -
     ``port``: None for that of the federation's address. ``say``: one line for whoever watches.
     ConfigError before anything is started where it could not work, or a server runs already.
     """
+    check_app()
     federation, folder = FederationFolder(root.resolve()), ServerFolder(root.resolve())
     settings = federation.load()
     warnings = check(federation, datetime.now(UTC))
@@ -52,15 +55,13 @@ def serve(root: Path, host: str, port: int | None, say: Callable[[str], None]) -
     private_folder(folder.state)
     private_folder(folder.home)
     listening = port or split_address(settings.address)[1]
-    with only_server(folder):
+    with only_server(folder), unix.place(folder.state, SOCKET) as socket:
         check_free(host, listening)
         for warning in warnings:
             say(f"! {warning}")
         loopback_directly(os.environ)
         _make_loopback(folder, datetime.now(UTC))
-        server = Server(
-            f"{LOOPBACK}:{free_port()}", str(folder.authority), host, listening, os.getpid()
-        )
+        server = Server(str(socket), str(folder.authority), host, listening, os.getpid())
         registrar = Registrar(federation, folder, lambda: Control.of(server), say)
         supervisor = Supervisor(_services(folder, server), folder.logs, _without_routine(say))
         over = threading.Event()
@@ -83,7 +84,11 @@ def serve(root: Path, host: str, port: int | None, say: Callable[[str], None]) -
 
 
 def _make_loopback(folder: ServerFolder, now: datetime) -> None:
-    """Authority, certificate and secret for this one time; the authority's key is kept nowhere."""
+    """Authority, certificate and secret for this one time; the authority's key is kept nowhere.
+
+    TLS on a socket of one's own account guards nothing more; Flower's node authentication asks
+    for it.
+    """
     private_folder(folder.tls)
     signing = generate_private_key(SECP384R1())
     authority = certificates.make_authority("loopback", signing, now)
@@ -103,7 +108,7 @@ def _make_loopback(folder: ServerFolder, now: datetime) -> None:
 
 
 def _services(folder: ServerFolder, server: Server) -> list[Service]:
-    root, inside = str(folder.root), server.address.rpartition(":")[2]
+    root, inside = str(folder.root), server.socket
     base = {name: value for name, value in os.environ.items() if name != "CONSILIUM_RUN"}
 
     def surroundings(role: str) -> dict[str, str]:

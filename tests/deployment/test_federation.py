@@ -129,14 +129,21 @@ def test_a_run_on_another_app_than_the_installed_one_trains_nowhere(
     new_house: Make, tmp_path: Path
 ) -> None:
     house = new_house()
-    modified = tmp_path / "modified"
+    installed, modified = house.directory, tmp_path / "modified"
     _copy_of_the_app(modified)
     path = modified / "client_app" / "work.py"
     path.write_text(path.read_text() + "\n# one line more\n")
+    house.directory = modified  # the coordinator's copy, its server's too, not the hospitals'
     house.serve()
+    house.directory = installed
     house.open_all()
     until(lambda: all(map(house.is_connected, house.names)), "all")
-    house.directory = modified  # the coordinator's copy, not the hospitals'
+    # A server of one copy runs no other, wherever the run was started.
+    run = house.run("refused", rounds=1, **SMALL)
+    assert run.wait(300) == 1, house.said("refused")
+    assert "not the one that is installed at the server" in house.said("refused")
+    assert "refused a run" in house.said("serve") and not house.runs()
+    house.directory = modified
     run = house.run(rounds=2, connect_timeout=20, **SMALL)
     assert run.wait(300) == 1, house.said("run")
     assert "it did not load the app" in house.said("run")

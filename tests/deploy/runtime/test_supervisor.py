@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import deploy
 from deploy.runtime import supervisor
 from deploy.runtime.supervisor import Service, Supervisor
 
@@ -127,3 +128,25 @@ def test_a_service_ends_with_a_supervisor_that_was_killed(tmp_path: Path) -> Non
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert gone(pid)
+
+
+def test_a_service_takes_no_code_from_the_folder_that_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that others may write to, `deploy` or `json` could be theirs."""
+    (tmp_path / "deploy").mkdir()
+    for name in ("deploy/__init__.py", "json.py"):
+        (tmp_path / name).write_text("raise SystemExit('evil')")
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    script = "import deploy, json, time; print(deploy.__file__, flush=True); time.sleep(60)"
+    supervised = Supervisor([service("one", script)], tmp_path / "logs", said.append)
+
+    def stop() -> None:
+        while not said:
+            time.sleep(0.05)
+        supervised.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
+    supervised.run()
+    assert said[0] == f"one | {deploy.__file__}"

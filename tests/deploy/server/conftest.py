@@ -17,12 +17,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufRequestContext
+from flwr.supernode import node_auth_http_interceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.empty_pb2 import Empty
 
 from client_app.hospital_file import HospitalFolder
 from deploy.provision import federation, hospital, keys, members
@@ -156,6 +160,10 @@ class Federation:
         ) as client:
             yield client
 
+    def headers(self, folder: HospitalFolder) -> dict[str, str]:
+        """Those of a call by the hospital's node, signed now."""
+        return signed(keys.load_node_key(folder.node_key))
+
     def activate(self, folder: HospitalFolder) -> int:
         """The node's id; HTTPStatusError if it is not let in."""
         key = keys.load_node_key(folder.node_key).public_key()
@@ -169,6 +177,19 @@ class Federation:
         """HTTPStatusError if the node is not known."""
         with self.node(folder) as client:
             client.PullMessages(PullMessagesRequest(node=Node(node_id=node)))
+
+
+def signed(key: EllipticCurvePrivateKey, at: datetime | None = None) -> dict[str, str]:
+    """The headers of a node's call, as Flower's own client makes them."""
+    asked = httpx.Request("POST", "https://nobody/")
+    context = ProtobufRequestContext("", Empty(), asked)
+    with pytest.MonkeyPatch.context() as patch:
+        if at is not None:
+            patch.setattr(node_auth_http_interceptor, "now", lambda: at)
+        NodeAuthHttpInterceptor(key, key.public_key()).intercept(
+            context, lambda context: httpx.Response(200)
+        )
+    return {name: asked.headers[name] for name in asked.headers if name.startswith("flwr-")}
 
 
 @pytest.fixture(scope="module")

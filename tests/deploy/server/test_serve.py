@@ -76,12 +76,15 @@ def test_fleet_calls_reach_the_superlink_which_knows_who_asks(served: Federation
 
 
 def test_a_body_is_passed_on_up_to_the_limit_and_refused_beyond_it(served: Federation) -> None:
-    # A chunk of Flower's: nobody's node, so the SuperLink refuses it, having read it.
+    # A chunk of Flower's: no message, so the SuperLink refuses it, having read it.
     most = bytes(5 * 1024 * 1024 + 4096)
-    assert served.ask("POST", FLEET, content=most, headers=KIND).status_code in (400, 401, 422)
+    headers = KIND | served.headers(folder(served, "a"))
+    assert served.ask("POST", FLEET, content=most, headers=headers).status_code in (400, 401, 422)
     for size in (8 * 1024 * 1024 + 1, 1 << 40):
         connection = http.client.HTTPSConnection("localhost", served.port, context=served.context())
         connection.putrequest("POST", FLEET)
+        for header in headers.items():
+            connection.putheader(*header)
         connection.putheader("content-length", str(size))
         connection.endheaders()
         assert connection.getresponse().status == 413
@@ -93,7 +96,8 @@ def test_a_body_is_passed_on_up_to_the_limit_and_refused_beyond_it(served: Feder
 
     # Told while still sending, or only by the end of the connection.
     with suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
-        assert served.ask("POST", FLEET, content=endless(), headers=KIND).status_code == 413
+        answer = served.ask("POST", FLEET, content=endless(), headers=headers)
+        assert answer.status_code == 413
     assert served.ask("GET", "/health").status_code == 200
 
 
