@@ -23,3 +23,10 @@ def load_roster(path: Path, coordinator_key: str) -> Mapping[str, bytes]:
         ) from None
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Roster.load(data, key).identities(today)
+
+
+def images_agreed(path: Path, coordinator_key: str) -> dict[str, int]:
+    """Most training images by hospital, where the roster has a number; refuses as above."""
+    roster = Roster.load(path.read_bytes(), base64.b64decode(coordinator_key, validate=True))
+    found = {entry.name: getattr(entry, "max_images", None) for entry in roster.entries}
+    return {name: int(most) for name, most in found.items() if most is not None}
