@@ -35,7 +35,7 @@ from server_app.defence.sums import (
     uneven,
     weight_bound,
 )
-from server_app.defence.suspects import FEWEST_SEEN, Seen, Suspects
+from server_app.defence.suspects import FEWEST_SEEN, SHIFT, Seen, Suspects
 from server_app.defence.updates import Sifted, sift
 
 FIRST_ROUNDS = 2
@@ -187,8 +187,13 @@ class Defence:
         if not any(reasons):
             return ruling
         flags = [why is not None for why in reasons]
-        seen = Seen(parts[0].members, parts[1].members, 0.0, *flags)
-        (self.suspected if self.judge is None else self.suspects).observe(seen)
+        x = SHIFT * (flags[0] - flags[1])
+        seen = Seen(parts[0].members, parts[1].members, x, *flags)
+        if self.judge is None:
+            self.suspected.observe(seen)
+        else:
+            # In the place of what the norms said, which did not show this harm.
+            self.suspects.seen[-1:] = [seen]
         return self._ruling(parts, reasons, False)
 
     def _ruling(

@@ -124,7 +124,9 @@ class Suspects:
         return max(self.probabilities(()).values(), default=0.0)
 
     def any_suspect(self, without: Mapping[str, Any]) -> bool:
-        """Whether somebody beside ``without`` is worth looking on."""
+        """Whether somebody beside ``without`` is worth looking on: lately a half stood out."""
+        if not any(abs(s.x) > SHIFT / 2 or s.one_harmed or s.other_harmed for s in self.seen[-4:]):
+            return False
         found = self.probabilities(())
         return any(p >= SUSPECT_FROM for name, p in found.items() if name not in without)
 
