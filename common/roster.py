@@ -52,3 +52,9 @@ def check_age(roster: Roster, most_days: float, now: datetime.datetime) -> None:
         "Ask the coordinator for a new one (consilium federation refresh --reissue): the node "
         "fetches it by itself; or raise roster-max-age-days in the policy.",
     )
+
+
+def images_agreed(path: Path, coordinator_key: str) -> dict[str, int]:
+    """Most training images by hospital, where the roster has a number; Refusal as above."""
+    entries = read_roster(path, coordinator_key).entries
+    return {e.name: e.max_images for e in entries if e.max_images is not None}

@@ -240,20 +240,22 @@ def run_in_process(
     faults: Iterable[Fault] = (),
     workers: int = 1,
     node_configs: Mapping[int, dict[str, Any]] | None = None,
+    client_app: ClientApp | None = None,
 ) -> InProcessGrid:
     """One whole run, ServerApp and ClientApp, in this process; returns the grid for inspection.
 
     ``overrides``: run-config keys over their defaults; ``node_configs``: partition id → entries
-    of one hospital's own node config, such as ``policy``. Results are where ``$CONSILIUM_HOME``
-    says. Raises what the ServerApp raises.
+    of one hospital's own node config, such as ``policy``; ``client_app``: another one than the
+    product's, of hospitals that lie. Results are where ``$CONSILIUM_HOME`` says. Raises what the
+    ServerApp raises.
     """
-    from client_app.app import app as client_app
+    from client_app.app import app as own_app
     from common.config import KEYS
     from server_app.app import app as server_app
 
     run_config: dict[str, Any] = {key.name: key.default for key in KEYS} | overrides
     grid = InProcessGrid(
-        client_app, num_hospitals, run_config, list(faults), workers, node_configs or {}
+        client_app or own_app, num_hospitals, run_config, list(faults), workers, node_configs or {}
     )
     server_app(
         grid,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from common.errors import ConsiliumError
 from common.files import read_json
 from common.model import ModelSpec
 from common.roster import load_roster
+from server_app.defence.agreed import agreed_images
+from server_app.defence.defence import Defence
+from server_app.defence.public import public_judge
 from server_app.directory import Directory, sample_size
 from server_app.evaluation import Evaluator
 from server_app.fedavg import FedAvg
@@ -83,8 +86,15 @@ class Coordinator:
             )
         directory = Directory(grid, members=setting.members, roster=roster)
         step = ServerStep.of(config, spec) if config.server_step else None
+        agreed = agreed_images(config, setting.table)
+        defence = Defence(config, agreed, public_judge(config, spec), say=progress.say)
+        if config.defence and not agreed:
+            progress.say(
+                "no numbers of images were agreed on at admission: a hospital may claim up to "
+                f"{config.max_examples}"
+            )
         fedavg = FedAvg(
-            grid, config, directory, spec, store, progress, start, evaluator, step, roster
+            grid, config, directory, spec, store, progress, start, evaluator, step, roster, defence
         )
         return cls(config, setting, directory, store, progress, fedavg)
 
@@ -153,7 +163,9 @@ class Coordinator:
             "status": "completed" if reason is None else "failed",
             "reason": reason,
             "rounds": self.store.last_round() or 0,
-            "failed_rounds": [r["round"] for r in records if r["status"] != "ok"],
+            "failed_rounds": [r["round"] for r in records if r["status"] == "failed"],
+            "rolled_back_rounds": rolled_back_rounds(records),
+            "defence": self.fedavg.guard.defence.summary() if self.config.defence else None,
             "best_round": best,
             "hospitals": self.setting.hospitals,
             "test_accuracy": test.get("accuracy"),
@@ -207,3 +219,9 @@ class Coordinator:
             return float(read_json(self.store.directory / "summary.json")["wall_seconds"])
         except (ConsiliumError, KeyError, TypeError):
             return 0.0
+
+
+def rolled_back_rounds(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Rounds whose model was found to harm, and was undone or made smaller."""
+    told = [r["defence"]["rolled_back"] for r in records if "rolled_back" in r.get("defence", {})]
+    return sorted({int(one["round"]) for one in told})

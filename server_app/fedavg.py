@@ -6,6 +6,9 @@ After the last round the hospitals are asked once more, to validate only.
 
 With ``server-step`` a round is one step of the server's optimizer instead (FedSGD): the same
 exchange, with sums of gradients for updates (:mod:`server_app.server_step`).
+
+What a round may do to the model, after hospitals that lie were reckoned with, is
+:mod:`server_app.defence`'s to say: its sums may be over two halves, be set aside, or be undone.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ from common.errors import RoundError
 from common.messages import Job
 from common.model import ModelSpec, Weights, moving_names, state_names
 from common.simulation import simulated_spending
-from server_app.averaged import Averaged
+from server_app.defence.defence import Defence
+from server_app.defence.guard import Guard, Turn
 from server_app.directory import Directory
 from server_app.exchange import Absence
 from server_app.fixed import FixedParts
+from server_app.mover import Mover
 from server_app.progress import Progress
-from server_app.rounds import Outcome, add_update, needed, plain_round, with_momentum
+from server_app.rounds import Outcome, merged, needed, plain_round
 from server_app.run_store import RunStore
 from server_app.secure_round import secure_round
 from server_app.server_step import ServerStep
@@ -57,9 +62,13 @@ class FedAvg:
     """The optimizer, where rounds are steps of the server's."""
     roster: Mapping[str, bytes] | None = None
     """Identity keys by hospital; None: hospitals are not authenticated."""
+    defence: Defence | None = None
+    """None: of the config alone."""
 
     def __post_init__(self) -> None:
-        self.averaged = Averaged(self.config.ema)
+        self.mover = Mover(self.config, self.step)
+        self.averaged = self.mover.averaged
+        self.guard = Guard(self.defence or Defence(self.config, say=self.progress.say), self.mover)
         self.parts = FixedParts()
 
     def run(self) -> Weights:
@@ -75,50 +84,62 @@ class FedAvg:
             self.progress.round_starts(number)
             self.directory.refresh()
             names = self.directory.sample(self.config.fraction, seed=(self.config.seed, number))
-            outcome = self._exchange(names, number, weights, train=True)
+            names = self.guard.defence.asked(names)
+            parts = self._train(names, number, weights, whole=failures > 0)
+            outcome = merged(parts)
             self.store.set_validation(number - 1, outcome.validation())
             problem = outcome.missing(self.config.quorum)
+            turn = Turn(weights, weights, problem)
             if problem is None:
-                previous, weights = weights, self._moved(number, outcome, weights, previous)
-                failures = 0
-            else:
-                previous, failures = weights, failures + 1
+                turn = self.guard.follow(
+                    number, parts, weights, previous, self._validating(outcome, number)
+                )
+            weights, previous = turn.weights, turn.previous
+            failures = 0 if turn.problem is None else failures + 1
             model = self.averaged.weights
-            record = self._record(number, outcome, model, problem, time.monotonic() - started)
-            memory = self.averaged.memory(weights, previous)
+            record = self._record(number, outcome, model, turn, time.monotonic() - started)
+            if len(parts) > 1:
+                record["halves"] = [part.expected for part in parts]
+            memory = self.averaged.memory(weights, previous) | self.guard.memory()
             self.store.save_round(record, model, memory | (self.step.memory if self.step else {}))
             self.progress.round_ends(record)
             if failures and (failures == CONSECUTIVE_FAILURES or number == self.config.rounds):
                 raise RoundError(
-                    f"round {number} failed: {problem}; the model is unchanged",
+                    f"round {number} failed: {turn.problem}; the model is unchanged",
                     f"mend what the round's record names, then go on with resume={self.store.run}",
                 )
-        if self.store.records[-1]["status"] != "ok":
+        if self.store.records[-1]["status"] == "failed":
             raise RoundError(
                 f"the last round, {self.config.rounds}, had failed, and none is left",
                 "evaluate the last good model, or start a new run from it",
             )
-        model = self.averaged.weights
-        final = self._exchange(self.directory.names, self.config.rounds, model, train=False)
-        self.store.set_validation(self.config.rounds, final.validation())
+        return self._validate_last(self.averaged.weights)
+
+    def _validate_last(self, model: Weights) -> Weights:
+        """The last model, validated; the one before it if it turns out to harm."""
+        number = self.config.rounds
+        names = self.guard.defence.asked(self.directory.names)
+        final = self._exchange(names, number, model, train=False)
+        self.store.set_validation(number, final.validation())
+        why = self.guard.last(final, number)
+        if why is not None:
+            model = self.averaged.weights
+            told = {"round": number, "why": why, "step": 0.0}
+            self.store.replace_last(model, {"rolled_back": told})
         return model
 
-    def _moved(self, number: int, outcome: Outcome, weights: Weights, previous: Weights) -> Weights:
-        """The weights after a round that counts."""
-        if self.step is not None:
-            assert outcome.total is not None
-            moved = self.step.moved(weights, outcome.total, outcome.sums["examples"], number)
-            if self.step.is_statistic(number):
-                self.averaged.begin(moved)  # earlier weights were for other features
-            else:
-                self.averaged.add(moved)
-            return moved
-        assert outcome.mean_update is not None
-        momentum = self.config.server_momentum
-        step = with_momentum(outcome.mean_update, weights, previous, momentum)
-        moved = add_update(weights, step)
-        self.averaged.add(moved)
-        return moved
+    def _train(
+        self, names: list[str], number: int, weights: Weights, *, whole: bool
+    ) -> list[Outcome]:
+        """A round's sums, over all of ``names`` or over two halves of those that are there."""
+        there, gone = self.directory.reach(names)
+        groups = self.guard.defence.divide(list(there), number, whole=whole)
+        groups[0] = sorted([*groups[0], *gone])  # they are missed by name
+        return [self._exchange(group, number, weights, train=True) for group in groups]
+
+    def _validating(self, outcome: Outcome, number: int) -> Callable[[Weights], Outcome]:
+        """Lets those who contributed to ``outcome`` validate another model."""
+        return lambda model: self._exchange(outcome.contributed, number, model, train=False)
 
     def _start(self) -> tuple[int, Weights, Weights]:
         """(rounds done, weights, weights a round before): where an earlier run stopped, or fresh.
@@ -142,6 +163,7 @@ class FedAvg:
         last, before = (self.store.load_model(r) for r in (done, max(done - 1, 0)))
         model = {k: last[k] for k in order}
         memory = self.store.load_memory(done)
+        self.guard.recall(memory, model)
         if self.step is not None:
             self.step.recall(memory)
         if self.config.ema:
@@ -167,7 +189,7 @@ class FedAvg:
         else:
             outcome = plain_round(
                 self.grid, cohort, job, train=train, timeout=self.config.round_timeout,
-                parts=self.parts,
+                parts=self.parts, sifted=self.guard.defence.sifted,
             )  # fmt: skip
         stage = "train" if train else "validate"
         outcome.expected = sorted(names)
@@ -176,14 +198,14 @@ class FedAvg:
         return outcome
 
     def _record(
-        self, number: int, outcome: Outcome, weights: Weights, problem: str | None, seconds: float
+        self, number: int, outcome: Outcome, weights: Weights, turn: Turn, seconds: float
     ) -> dict[str, Any]:
         spent = simulated_spending(self.store.run) if self.config.privacy != "none" else {}
         due = number % self.config.test_every == 0 or number == self.config.rounds
         return {
             "round": number,
-            "status": "ok" if problem is None else "failed",
-            "reason": problem,
+            "status": turn.status,
+            "reason": turn.problem or turn.rolled_back,
             "test": self.evaluate(weights) if due and self.evaluate is not None else None,
             "train": outcome.training(),
             "validation": None,
@@ -191,4 +213,5 @@ class FedAvg:
             "epsilon_by_hospital": spent,
             **outcome.participation(),
             "seconds": round(seconds, 3),
+            **({"defence": turn.told} if turn.told else {}),
         }

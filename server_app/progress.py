@@ -69,7 +69,9 @@ class Progress:
         self._done += 1
         test = record["test"] or {}
         parts = [f"round {record['round']}/{self._rounds}"]
-        if record["status"] != "ok":
+        if record["status"] == "rolled-back":
+            parts.append(f"ROLLED BACK ({record['reason']})")
+        elif record["status"] != "ok":
             parts.append(f"FAILED ({record['reason']})")
         parts.append(f"test accuracy {percent(test.get('accuracy'))}")
         parts.append(f"macro-F1 {percent(test.get('macro_f1'))}")
@@ -116,6 +118,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         "secure aggregation": "on" if summary["secagg"] else "off: the server saw each update",
         "wall time": duration(summary["wall_seconds"]),
     }
+    found = summary.get("defence") or {}
+    if found.get("named"):
+        rows["harmed by"] = "; ".join(f"{name}: {why}" for name, why in found["named"].items())
+    if found.get("suspected"):
+        rows["suspected"] = ", ".join(found["suspected"])
+    if summary.get("rolled_back_rounds"):
+        rows["rolled back"] = ", ".join(str(n) for n in summary["rolled_back_rounds"])
     if summary.get("reason"):
         rows["reason"] = summary["reason"]
     for name, value in rows.items():

@@ -24,6 +24,13 @@ TEMPLATE = """\
  how well it works, and what it may have revealed.</p>
 {% endblock %}
 {% block unprotected %}
+{% for name, why in defence.named %}
+{{ banner("bad", name ~ " harmed the model.", "The run left it out: " ~ why ~ ".") }}
+{% endfor %}
+{% if defence.suspected %}
+{{ banner("warn", "Suspected by the hospitals' own figures: " ~ defence.suspected|join(", ") ~ ".",
+ "Nobody was left out for it: a hospital that lies can turn such figures against another.") }}
+{% endif %}
 {% if not private %}
 {{ banner("warn", "No differential privacy in this run.", "Nothing bounds what the trained model "
  "may reveal about a single image.") }}
@@ -150,6 +157,25 @@ For the whole training, per {{ privacy_unit }}, at each hospital.
 </tbody></table></div>
 {% endif %}
 </section>
+
+{% if defence.watched %}
+<section><h2>Hospitals that lie</h2>
+<p class="note">Watched on the opened sums alone. {% if defence.in_halves %}Sums were taken over two
+ disjoint halves in {{ defence.in_halves }} round{{ "" if defence.in_halves == 1 else "s" }}.
+{% endif %}{% if not defence.events %}Nothing was set aside, nothing rolled back.{% endif %}</p>
+{% if defence.events %}
+<div class="table"><table><caption>What was set aside or rolled back, and who was named</caption>
+<thead><tr><th scope="col">Round</th><th scope="col" class="left">What</th>
+<th scope="col" class="left">Whom it is about</th><th scope="col" class="left">Why</th>
+</tr></thead><tbody>
+{% for event in defence.events %}
+<tr><th scope="row">{{ event.round|whole }}</th><td class="text left">{{ event.what }}</td>
+<td class="text left">{{ event.whom }}</td><td class="text left">{{ event.why }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+</section>
+{% endif %}
 {% endblock %}
 {% block limits %}
 <li>One run is one draw of training's chance: repeat it before you compare methods.

@@ -7,8 +7,8 @@ FedAvg (McMahan et al. 2017) on updates: Σ nᵢ(θᵢ − θ) / Σ nᵢ. The se
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from common.errors import ProtocolError
 from common.messages import Job, Report
 from common.model import Weights, check_weights
+from server_app.defence.updates import Sifted
 from server_app.exchange import Absence, ask
 from server_app.fixed import FixedParts
 
@@ -37,6 +38,12 @@ class Outcome:
     """Why secure aggregation failed closed, or None."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage → how long it took."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """Of updates that were seen one by one: hospital → L2 norm."""
+    set_aside: dict[str, str] = field(default_factory=dict)
+    """Of those, which are not in the mean, and why."""
+    lowered: dict[str, str] = field(default_factory=dict)
+    """Which weigh less than they claimed, and why."""
 
     def missing(self, quorum: float) -> str | None:
         """Why the round does not count, or None if it does."""
@@ -79,6 +86,49 @@ class Outcome:
             "stage_seconds": self.seconds,
         }
 
+    def scaled(self, share: float) -> Outcome:
+        """The same with ``share`` of its mean update, or of its sum."""
+        if share == 1.0:
+            return self
+        mean = self.mean_update
+        return replace(
+            self,
+            mean_update=None if mean is None else {n: share * a for n, a in mean.items()},
+            total=None if self.total is None else share * self.total,
+        )
+
+
+def merged(parts: Sequence[Outcome]) -> Outcome:
+    """Several outcomes over disjoint hospitals as one: everybody, all sums, the mean over all.
+
+    It failed if one of them did; then there is no mean.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    whole = Outcome(
+        expected=sorted(name for p in parts for name in p.expected),
+        contributed=sorted(name for p in parts for name in p.contributed),
+        absent=[absence for p in parts for absence in p.absent],
+        failure=next((p.failure for p in parts if p.failure is not None), None),
+    )
+    for part in parts:
+        for key, value in part.sums.items():
+            whole.sums[key] = whole.sums.get(key, 0.0) + value
+        for stage, seconds in part.seconds.items():
+            whole.seconds[stage] = round(whole.seconds.get(stage, 0.0) + seconds, 3)
+    if whole.failure is not None:
+        return whole
+    totals = [p.total for p in parts if p.total is not None]
+    if totals:
+        whole.total = np.sum(totals, axis=0)
+    for part in parts:
+        share = part.sums.get("examples", 0.0) / max(whole.sums.get("examples", 0.0), 1.0)
+        for name, array in (part.mean_update or {}).items():
+            whole.mean_update = whole.mean_update or {}
+            before = whole.mean_update.get(name)
+            whole.mean_update[name] = share * array if before is None else before + share * array
+    return whole
+
 
 def needed(expected: int, quorum: float) -> int:
     """How many of ``expected`` hospitals must contribute for a round to count; at least one."""
@@ -93,13 +143,15 @@ def plain_round(
     train: bool,
     timeout: float,
     parts: FixedParts | None = None,
+    sifted: Callable[[Mapping[str, float], Mapping[str, float]], Sifted] | None = None,
 ) -> Outcome:
     """Let ``cohort`` (name → node) train (or only validate) ``job``'s model; average in the clear.
 
     The server sees each hospital's update and figures: without differential privacy that is
     next to seeing its images. A report that is malformed, of another round, or whose update
     does not fit the model makes its hospital absent, with the reason. ``parts``: who holds the
-    model's fixed entries already.
+    model's fixed entries already. ``sifted``: from claimed images and norms by hospital, what each
+    update weighs.
     """
     shapes = {name: tuple(array.shape) for name, array in job.weights.items()}
     reports: dict[str, Report] = {}
@@ -133,15 +185,30 @@ def plain_round(
         for key, value in report.metrics.items():
             outcome.sums[key] = outcome.sums.get(key, 0.0) + value
     if train and ordered:
-        outcome.mean_update = _weighted_mean(ordered, outcome.sums["examples"])
+        weights = {r.hospital: r.metrics["examples"] for r in ordered}
+        if sifted is not None:
+            outcome.norms = {r.hospital: _norm(r.update) for r in ordered}
+            found = sifted(weights, outcome.norms)
+            weights = dict(found.weights)
+            outcome.set_aside = dict(found.set_aside)
+            outcome.lowered = dict(found.lowered)
+        outcome.mean_update = _weighted_mean(ordered, weights)
     return outcome
 
 
-def _weighted_mean(reports: list[Report], total: float) -> Weights:
+def _norm(update: Mapping[str, np.ndarray]) -> float:
+    squares = [float(np.sum(np.square(a, dtype=np.float64))) for a in update.values()]
+    return float(np.sqrt(sum(squares)))
+
+
+def _weighted_mean(reports: list[Report], weights: Mapping[str, float]) -> Weights:
     mean: dict[str, np.ndarray] = {}
+    total = sum(weights.values())
     for report in reports:
+        if report.hospital not in weights:
+            continue
         for name, array in report.update.items():
-            term = array.astype(np.float64) * (report.metrics["examples"] / total)
+            term = array.astype(np.float64) * (weights[report.hospital] / total)
             mean[name] = mean[name] + term if name in mean else term
     return mean
 

@@ -125,6 +125,17 @@ class RunStore:
         self._write_records()
         self._memory_path(number - 2).unlink(missing_ok=True)
 
+    def replace_last(self, weights: Mapping[str, np.ndarray], defence: Mapping[str, Any]) -> None:
+        """Put ``weights`` in the place of the last round's model, and say why in its line.
+
+        Figures of the model that was there do not hold for this one.
+        """
+        record = self.records[-1]
+        atomic_write(self.model_path(int(record["round"])), _packed(weights))
+        told = {**record.get("defence", {}), **defence}
+        record |= {"defence": told, "validation": None, "test": None, "status": "rolled-back"}
+        self._write_records()
+
     def load_memory(self, round: int) -> dict[str, np.ndarray]:
         """What the server's optimizer remembered after ``round``; empty if nothing."""
         path = self._memory_path(round)

@@ -211,12 +211,15 @@ def secure_round(
     mean, total = None, None
     sums = {n: float(v[0]) for n, v in found.values.items() if n not in ("update", GRADIENT)}
     if train and found.failure is None:
-        examples = sums["examples"] = sums.pop("weight")
+        # What a hospital that lies adds may be anything, below nothing too.
+        sums["examples"] = sums.pop("weight")
+        examples = max(sums["examples"], 1.0)
         if step is None:
             mean = unflatten(found.values["update"] / examples, job.weights)
         else:
             opened = found.values[GRADIENT]
-            total = step.summed(job.round, opened, examples, len(found.contributed))
+            believed = min(examples, float(config.max_examples * len(found.contributed)))
+            total = step.summed(job.round, opened, believed, len(found.contributed))
     return Outcome(
         expected=sorted(cohort),
         contributed=found.contributed,

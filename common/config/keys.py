@@ -167,6 +167,27 @@ KEYS: tuple[Key, ...] = (
         "hospital's log says how often"),
     Key(name="max-examples", default=16_384, low=1, high=1_000_000,
         meaning="most images a hospital may hold under secure aggregation"),
+    Key(name="defence", default=True,
+        meaning="fedavg: watch the opened sums for hospitals that lie (docs/poisoning.md): what is "
+        "beyond the agreed images or the norms before is set aside, a model that validates worse "
+        "is rolled back, who harms is named and left out"),
+    Key(name="halves", default="start", choices=("start", "alarm", "off"),
+        meaning="defence: when sums are taken over two disjoint halves of min-cohort hospitals or "
+        "more each, which shows whose half harms: in the first two rounds and after alarms, after "
+        "alarms only, or never"),
+    Key(name="norm-factor", default=2.5, low=1.0, high=1e6,
+        meaning="defence: the mean update may be longer than the median of the rounds before by "
+        "this factor"),
+    Key(name="rollback-margin", default=0.1, low=0.0, high=1.0,
+        meaning="defence: share of accuracy that a model may lose, beside what chance explains, "
+        "before it is rolled back"),
+    Key(name="adopted-by", default="hospitals", choices=("hospitals", "public"),
+        meaning="defence: by whose images a model is found worse: the hospitals' validation sums, "
+        "which a liar can add to; public: the coordinator's own (the data set's val split; real "
+        "hospitals: test-data's), at once"),
+    Key(name="weight-cap", default=0.5, low=0.0, low_open=True, high=1.0,
+        meaning="defence, secagg=false: largest share of a round's weight that one hospital may "
+        "have, never less than an equal one; over sums: the images agreed on in the roster"),
     Key(name="stage-timeout", default=60.0, low=0.0, low_open=True, high=86_400.0,
         meaning="seconds for each stage of secure aggregation after training"),
     Key(name="base", default="",

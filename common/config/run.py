@@ -74,6 +74,12 @@ class RunConfig:
     ring_bits: int
     update_range: float
     max_examples: int
+    defence: bool
+    halves: str
+    norm_factor: float
+    rollback_margin: float
+    adopted_by: str
+    weight_cap: float
     stage_timeout: float
     base: str
     allow_random_base: bool

@@ -251,6 +251,11 @@ def statistic_noise(promise: Promise, name: str) -> float:
     return noise[name] * _noise(promise, 1.0, 1)
 
 
+def validation_noise(promise: Promise) -> float:
+    """σ of a hospital's figures of one model, noised (:mod:`common.privacy.figures`)."""
+    return _noise(promise, 1.0, promise.rounds + 1)
+
+
 def shares_of(
     promise: Promise, noise_multiplier: float, dimension: int, *, clipping_norm: float | None = None
 ) -> NoiseShares:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from server_app import charts
 from server_app.progress import against_words
+from server_app.reporting.defence import defence
 from server_app.reporting.files import Run, round_of
 from server_app.reporting.participation import participation
 from server_app.reporting.parts import class_view, holdings, source, status
@@ -69,6 +70,7 @@ def view(run: Run) -> Json:
         "against": against_words(mapping(run.summary.get("epsilon_against"))),
         "show_spent": private and any(h["epsilon"] for h in hospital_view["hospitals"]),
         **participation(run.lines),
+        "defence": defence(run.summary, run.lines),
         "config": pairs(run.config),
         "versions": pairs(run.summary.get("versions")),
         "hashes": [("data source", origin["digest"]), *run.hashes],
