@@ -53,7 +53,17 @@ def policy_toml(case: Case) -> Finding:
 def permissions(case: Case) -> Finding:
     """Nobody but the owner may enter the folder or read what is private; one owner for all."""
     f = case.folder
-    home = (f.root / name for name in ("ledger.sqlite", "ledger.head", "egress.tsv", "runs"))
+    home = (
+        f.root / name
+        for name in (
+            "ledger.sqlite",
+            "ledger.head",
+            "egress.tsv",
+            "egress-counts.json",
+            "runs",
+            "locks",
+        )
+    )
     needed = (f.root, f.private, f.identity_key, f.node_key)
     missing = [path for path in needed if not path.exists()]
     if missing:

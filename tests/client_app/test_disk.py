@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from client_app import egress
 from client_app.app import app
@@ -86,3 +88,27 @@ def test_a_folder_in_which_an_earlier_version_kept_nothing_goes() -> None:
         assert hospital.made_directory("new") == directory
     assert {p.name for p in (home / "runs").iterdir()} == {"new", "kept", "empty"}
     assert np.all([p.stat().st_mode & 0o077 == 0 for p in (home / "locks").iterdir()])
+
+
+def test_a_hospitals_log_has_no_line_and_no_command_of_a_servers() -> None:
+    """Names of tensors and keys of the run config are the server's to choose."""
+    hostile = "\x1b[2J\x1b[H aaa\nINFO consilium.apps: ready\nERROR forged\u202e"
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("consilium").addHandler(handler)
+    try:
+        grid = InProcessGrid(app, 2, CONFIG)
+        weights = {"a": np.zeros(1, np.float32), hostile: np.zeros(1, np.float32)}
+        job = Job("run-1", 1, bytes(32), {"a": weights["a"]}, fixed={hostile: weights["a"]})
+        told = [app(Message(job.to_record(), 1000, "train"), grid.contexts[0]).content]
+        grid.contexts[1].run_config[f"zz{hostile}"] = 1
+        told.append(app(Message(RecordDict(), 1001, "query.greet"), grid.contexts[1]).content)
+    finally:
+        logging.getLogger("consilium").removeHandler(handler)
+    codes = [Refusal.in_record(answer).code for answer in told]  # type: ignore[union-attr]
+    assert codes == ["protocol", "config"]
+    lines = stream.getvalue().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert not [x for x in lines if x.startswith(("INFO", "ERROR forged"))]
+    assert sum(x.startswith("ERROR consilium.hospital: refused") for x in lines) == 2
