@@ -67,6 +67,8 @@ class Peers:
     """Identity keys by name, of the hospitals valid today."""
     accepted: frozenset[bytes]
     """Those of these keys that this hospital's people have accepted, its own included."""
+    most_images: int | None = None
+    """Training images that this hospital counts for at most, as its entry says; None: not agreed."""
 
 
 def peers_of(context: Context, policy: HospitalPolicy) -> Peers | None:
@@ -94,10 +96,12 @@ def peers_of(context: Context, policy: HospitalPolicy) -> Peers | None:
     now = datetime.now(UTC)
     check_age(roster, policy.roster_max_age_days, now)
     identities = roster.identities(now.date().isoformat())
+    own = identity_of(context).public
+    most = next((e.max_images for e in roster.entries if e.identity == own), None)
     if folder is None:
-        return Peers(identities, frozenset(identities.values()))
+        return Peers(identities, frozenset(identities.values()), most)
     accepted = Members.load(folder.members).accepted(identities)
-    peers = Peers(identities, accepted | {identity_of(context).public})
+    peers = Peers(identities, accepted | {own}, most)
     if policy.secagg.min_trusted > 1 and len(peers.accepted) < policy.secagg.min_trusted:
         raise Refusal(
             "secagg-members",

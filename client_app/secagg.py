@@ -35,6 +35,9 @@ log = logging.getLogger("consilium.hospital")
 
 SHARE, MASKED, CONSISTENCY, UNMASK = STAGES = ("share", "masked", "consistency", "unmask")
 
+_FLOWER_RUNS = 32
+"""Of which marks are kept."""
+
 _STATE = "secagg-state"
 _INPUT = "secagg-input"
 _WARNED: set[str] = set()
@@ -65,7 +68,19 @@ class Once:
         for old in self._folder.glob("round-*"):
             shutil.rmtree(old, ignore_errors=True)
         (self._folder / f"round-{token}").mkdir(mode=0o700)
+        self._prune()
         return token
+
+    def _prune(self) -> None:
+        """Forget the oldest Flower runs: a server starts as many as it likes.
+
+        What must not be forgotten, over whom a vector was summed, is elsewhere
+        (:mod:`client_app.agreements`).
+        """
+        runs = [f for f in self._folder.parent.iterdir() if f.is_dir() and f.name.isdigit()]
+        for old in sorted(runs, key=lambda f: -f.stat().st_mtime)[_FLOWER_RUNS:]:
+            if old != self._folder:
+                shutil.rmtree(old, ignore_errors=True)
 
     def take(self, token: str, stage: str) -> None:
         """Claim ``stage`` of the round ``token``; Refusal if it was claimed, or the round is over.

@@ -21,6 +21,7 @@ from client_app.agreements import Agreements
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
+from client_app.identity import peers_of
 from client_app.opaque import one_code
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import Sum, kept_features, sum_of
@@ -100,6 +101,17 @@ class Work:
     def model(self) -> str:
         """Hash of the model that is to be worked on."""
         return weights_digest(self.job.model)
+
+    @cached_property
+    def most_images(self) -> int:
+        """Images that this hospital counts for at most: by the run, and by its roster's entry.
+
+        One that has more is not refused, which would tell that it has.
+        """
+        peers = peers_of(self.context, self.hospital.policy)
+        agreed = None if peers is None else peers.most_images
+        most = self.hospital.config.max_examples
+        return most if agreed is None else min(most, agreed)
 
     def validate(self) -> EvalResult:
         """The model's exact figures on the validation images: for the hospital's eyes only.
@@ -221,7 +233,7 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         note_non_private(job.run, hospital, work.data)
         figures = work.exact_figures()
         result = work.train(None)
-        weight = min(len(work.data.train), hospital.config.max_examples)
+        weight = min(len(work.data.train), work.most_images)
         return _updated(
             work, figures, result.update, weight,
             train_loss=result.loss * weight, subjects=(f"model {work.model}",),
@@ -231,7 +243,8 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         figures = work.private_figures(run)
         # The same round on the same model gets the same, kept update (client_app.private).
         subject = f"update {job.run} {job.round} {work.model}"
-        return _updated(work, figures, update, run.plan.train_count, subjects=(subject,))
+        weight = min(run.plan.train_count, work.most_images)
+        return _updated(work, figures, update, weight, subjects=(subject,))
 
 
 def _step(work: Work) -> RecordDict:
@@ -312,7 +325,7 @@ def _answer(
         figures = Figures(0, 0.0, 0.0)
     if figures.examples:
         subjects = (*subjects, of_figures)
-    figures = within(figures, hospital.config.max_examples)
+    figures = within(figures, work.most_images)
     counted = {
         "val-examples": np.array([figures.examples]),
         "val-correct": np.array([int(figures.correct) if exact else figures.correct]),

@@ -49,16 +49,22 @@ class Federation:
 
     @classmethod
     def of(
-        cls, count: int, values: Mapping[str, Any] | None = None, *, privacy: str = NOT_PRIVATE
+        cls,
+        count: int,
+        values: Mapping[str, Any] | None = None,
+        *,
+        privacy: str = NOT_PRIVATE,
+        agreed: int | None = None,
     ) -> Federation:
-        """A run of SMALL with ``values``; ``privacy``: lines of the policies' table [privacy]."""
+        """A run of SMALL with ``values``; ``privacy``: lines of the policies' table [privacy];
+        ``agreed``: images that the roster lets each count for."""
         root = consilium_home()
         root.mkdir(parents=True, exist_ok=True)
         (root / "policy.toml").write_text(_POLICY.format(privacy=privacy))
         coordinator = Identity.generate()
         identities = {f"hospital-{i:02d}": Identity.generate() for i in range(count)}
         entries = tuple(
-            RosterEntry(name, identity.public, "2020-01-01", "2099-01-01")
+            RosterEntry(name, identity.public, "2020-01-01", "2099-01-01", agreed)
             for name, identity in identities.items()
         )
         (root / "roster.json").write_bytes(Roster("fed", entries).sign(coordinator))

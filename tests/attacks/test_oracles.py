@@ -190,3 +190,10 @@ def test_pictures_are_what_the_models_of_these_tests_see() -> None:
     """The crafted model rests on it: tensors are made by the product's own function."""
     images = np.zeros((1, 2, 2, 3), np.uint8)
     assert float(to_tensor(images).min()) == -1.0
+
+
+def test_a_hospital_counts_for_no_more_images_than_its_roster_entry_says() -> None:
+    federation = Federation.of(4, agreed=7)
+    outcome = federation.round(federation.weights())
+    assert outcome.sums["examples"] == 28
+    assert outcome.sums["val-examples"] <= 28
