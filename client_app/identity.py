@@ -68,7 +68,7 @@ class Peers:
     accepted: frozenset[bytes]
     """Those of these keys that this hospital's people have accepted, its own included."""
     most_images: int | None = None
-    """Training images that this hospital counts for at most, as its entry says; None: not agreed."""
+    """Images that this hospital counts for at most, as its entry says; None: none is agreed."""
 
 
 def peers_of(context: Context, policy: HospitalPolicy) -> Peers | None:
