@@ -112,11 +112,12 @@ def state_of(entries: Sequence[Entry]) -> RunState | None:
 def _planned(entry: Entry) -> tuple[RunPlan, Mapping[str, Any]]:
     """The plan, and the limits under which it was checked, that a ``plan`` entry notes.
 
-    LedgerError for a plan with parts that this version of consilium does not know.
+    LedgerError for a plan or limits with parts that this version of consilium does not know.
     """
     note = entry.notes()
     plan = dict(note["plan"])
     try:
+        PrivacyLimits.from_dict(note["limits"])
         return RunPlan(**(plan | {"promise": Promise(**plan["promise"])})), note["limits"]
     except TypeError:
         raise LedgerError(

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,20 @@ def test_a_run_on_images_that_the_first_release_entered_is_admitted_and_charged_
         total = ledger.total(newest[0].dataset, lines.LIMITS)
         assert {"run-a", "run-b", "run-d"} == set(total.runs)
         assert total.epsilon > ledger.spent_by_run("run-a").value
+
+
+@pytest.mark.parametrize("of", ["plan", "promise", "limits"])
+def test_a_plan_of_a_later_version_is_refused_in_two_parts(of: str, tmp_path: Path) -> None:
+    """A note is hashed as text, so that what it holds may grow; older code must say so."""
+    with Ledger(copied("1", tmp_path)) as ledger:
+        (plan,) = [e for e in ledger.chain.entries(run="run-b") if e.kind == "plan"]
+        note = plan.notes()
+        (note["plan"]["promise"] if of == "promise" else note[of])["colour"] = "blue"
+        with ledger.chain.transaction():
+            ledger.chain.append(replace(plan, note=json.dumps(note)))
+        with pytest.raises(LedgerError, match="does not know") as caught:
+            ledger.reserve_round("run-b", 3, "n" * 64)
+        assert "later one" in caught.value.remedy
 
 
 def test_the_first_schema_is_never_changed() -> None:
