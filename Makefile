@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3.11
 
-.PHONY: demo test test-slow test-deployment test-containers check format clean help
+.PHONY: demo test audit test-slow test-deployment test-containers check format clean help
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,6 +23,10 @@ demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy,
 # One thread each; three processes, since some tests wait for processes of their own.
 test: $(STAMP) ## The tests (a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations 25
+
+SECONDS ?= 300
+audit: $(STAMP) ## Search for weights with which one picture counts for more than its clipping norm (minutes)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.audit.search --seconds $(SECONDS)
 
 test-slow: $(STAMP) ## The long ones: real images for minutes
 	$(PY) -m pytest -m "slow and not deployment and not containers" --timeout 3600
