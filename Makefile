@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3.11
 
-.PHONY: demo test fuzz test-slow test-deployment test-containers check format clean help
+.PHONY: demo test audit fuzz test-slow test-deployment test-containers check format clean help
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -23,6 +23,9 @@ demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy,
 # One thread each; three processes, since some tests wait for processes of their own.
 test: $(STAMP) ## The tests (a few minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations 25
+
+audit: $(STAMP) ## Search for weights with which one picture counts for more than its clipping norm (minutes)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.audit.search --seconds $(or $(SECONDS),300)
 
 fuzz: $(STAMP) ## A minute of broken input for every parser (SECONDS=60 SEED=... TARGETS="...")
 	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(TARGETS)

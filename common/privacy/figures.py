@@ -21,7 +21,7 @@ from common.privacy.randomness import SecureRandom
 LOSS_CLIP = 6.0
 """L: a larger cross-entropy (a probability below e^-6) counts as this."""
 
-_NORM = math.sqrt(0.5) * (1 + 2.0**-20)
+NORM = math.sqrt(0.5) * (1 + 2.0**-20)
 """Of one unit's vector; what is above 1/√2 covers the rounding of float64 sums over 2^20 units."""
 
 
@@ -49,6 +49,17 @@ def noised(
     One release costs one Gaussian event at q = 1. An image whose probabilities are not finite
     counts as wrong with the largest loss: an error would tell, without noise, that it is there.
     """
+    total = torch.from_numpy(exact_sums(probabilities, labels, units))
+    mechanism = GaussianSum(noise_multiplier, NORM, 2)
+    correct, losses = mechanism.release(total, random or SecureRandom()).tolist()
+    return Figures(count, count / 2 + correct, LOSS_CLIP * (count / 2 + losses))
+
+
+def exact_sums(probabilities: np.ndarray, labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """(2,) float64: what :func:`noised` adds its noise to. A unit moves it by :data:`NORM` at most.
+
+    Private: for the mechanism, and for who measures that it keeps its promise.
+    """
     wrong = ~np.isfinite(probabilities).all(axis=1)
     right = ((probabilities.argmax(1) == labels) & ~wrong).astype(np.float64)
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
@@ -57,7 +68,5 @@ def noised(
     each = np.stack([right, np.maximum(loss, 0.0) / LOSS_CLIP], axis=1)
     sizes = np.bincount(units)
     means = np.stack([np.bincount(units, weights=column) / sizes for column in each.T])
-    total = torch.from_numpy((means - 0.5).sum(axis=1))
-    mechanism = GaussianSum(noise_multiplier, _NORM, 2)
-    correct, losses = mechanism.release(total, random or SecureRandom()).tolist()
-    return Figures(count, count / 2 + correct, LOSS_CLIP * (count / 2 + losses))
+    total: np.ndarray = (means - 0.5).sum(axis=1)
+    return total

@@ -102,6 +102,7 @@ def binding() -> RoundBinding:
     return RoundBinding(
         run=RUN, round=ROUND, purpose="train", params=SecAggParams(max_cohort=5),
         layout=update_layout(3, bound=1.0, max_weight=100), model_hash=MODEL,
+        terms=RoundTerms(config=bytes(range(32))),
     )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def _stages() -> Mapping[str, bytes]:
         server.collect_masked(name, keep(name, "masked", masked))
     found["survivors"] = survivors = server.close_masked()
     for name in names[:-1]:
-        signed = hospitals[name].consistency(survivors, identity=keys[name])
+        signed = hospitals[name].consistency(survivors, identity=keys[name], policy=policy)
         server.collect_consistency(name, keep(name, "signature", signed))
     found["signatures"] = signatures = server.close_consistency()
     for name in names[:-1]:
