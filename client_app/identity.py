@@ -19,7 +19,7 @@ from client_app.hospital_file import HospitalFolder
 from common.errors import ConfigError
 from common.federation_file import read_key
 from common.messages.wire import entry
-from common.roster import load_roster
+from common.roster import images_agreed, load_roster
 from common.secagg import Identity
 
 _RECORD = "identity"
@@ -54,10 +54,21 @@ def identity_of(context: Context) -> Identity:
 
 def roster_of(context: Context) -> Mapping[str, bytes] | None:
     """Identity keys by hospital from the node's own roster file, checked; None if it has none."""
+    place = _roster_place(context)
+    return None if place is None else load_roster(*place)
+
+
+def agreed_with(context: Context, hospital: str) -> int | None:
+    """Most images that ``hospital`` may claim by the node's own roster; None: nothing is agreed."""
+    place = _roster_place(context)
+    return None if place is None else images_agreed(*place).get(hospital)
+
+
+def _roster_place(context: Context) -> tuple[Path, str] | None:
+    """The node's roster file and the coordinator's key (base64) to check it with."""
     node = context.node_config
     if (folder := _folder(context)) is not None:
-        key = base64.b64encode(read_key(folder.coordinator)).decode()
-        return load_roster(folder.roster, key)
+        return folder.roster, base64.b64encode(read_key(folder.coordinator)).decode()
     if "roster" not in node:
         return None
     if "coordinator-key" not in node:
@@ -65,4 +76,4 @@ def roster_of(context: Context) -> Mapping[str, bytes] | None:
             "the node config names a roster, but no coordinator-key to check it with",
             "set coordinator-key to the key that the coordinator gave you",
         )
-    return load_roster(Path(str(node["roster"])), str(node["coordinator-key"]))
+    return Path(str(node["roster"])), str(node["coordinator-key"])

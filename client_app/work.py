@@ -17,7 +17,7 @@ from client_app import secagg
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
 from client_app.hospital import Hospital
-from client_app.identity import roster_of
+from client_app.identity import agreed_with, roster_of
 from client_app.private import PrivateRun, admitted, note_non_private
 from client_app.step import kept_features, sum_of
 from common.aggregation import GRADIENT, TRAIN, VALIDATE, flat_length, flatten
@@ -96,6 +96,14 @@ class Work:
     def model(self) -> str:
         """Hash of the model that is to be worked on."""
         return weights_digest(self.job.model)
+
+    def claimed(self, images: int) -> int:
+        """What this hospital says of its ``images``: no more than its roster entry allows.
+
+        An honest hospital that has grown since its admission would else be taken for one that lies.
+        """
+        agreed = agreed_with(self.context, self.hospital.name)
+        return images if agreed is None else min(images, agreed)
 
     def validate(self) -> EvalResult:
         """The model's exact figures on the validation images: for the hospital's eyes only."""
@@ -195,12 +203,12 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
         note_non_private(job.run, hospital, work.data)
         figures = work.exact_figures()
         result = work.train(None)
-        weight = len(work.data.train)
+        weight = work.claimed(len(work.data.train))
         return _updated(work, figures, result.update, weight, train_loss=result.loss * weight)
     with admitted(job.run, hospital, work.data) as run:
         update = run.update(job.round, work.model, lambda: work.train(run).update)
         figures = work.private_figures(run)
-        return _updated(work, figures, update, run.plan.train_count)
+        return _updated(work, figures, update, work.claimed(run.plan.train_count))
 
 
 def _step(work: Work) -> RecordDict:
@@ -219,7 +227,7 @@ def _step(work: Work) -> RecordDict:
             return shares.release(asked.compute(), SecureRandom())
 
         values = {GRADIENT: run.drawn(job.round, work.model, asked.mechanism, draw)}
-        return _answer(work, figures, values, run.plan.train_count)
+        return _answer(work, figures, values, work.claimed(run.plan.train_count))
 
 
 def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:

@@ -27,6 +27,8 @@ def load_roster(path: Path, coordinator_key: str) -> Mapping[str, bytes]:
 
 def images_agreed(path: Path, coordinator_key: str) -> dict[str, int]:
     """Most training images by hospital, where the roster has a number; refuses as above."""
+    load_roster(path, coordinator_key)
     roster = Roster.load(path.read_bytes(), base64.b64decode(coordinator_key, validate=True))
+    # A roster of an earlier version has no such entry.
     found = {entry.name: getattr(entry, "max_images", None) for entry in roster.entries}
     return {name: int(most) for name, most in found.items() if most is not None}
