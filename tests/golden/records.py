@@ -24,7 +24,7 @@ from common.messages import (
     Refusal,
     Report,
 )
-from common.secagg import HospitalRound, RoundBinding, SecAggParams, ServerRound, encode
+from common.secagg import HospitalRound, RoundBinding, RoundTerms, SecAggParams, ServerRound, encode
 from common.secagg.layout import update_layout
 from common.secagg.params import SecAggPolicy
 from common.vectors import base_id
