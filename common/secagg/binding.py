@@ -18,7 +18,9 @@ from common.secagg.errors import malformed
 from common.secagg.layout import VectorLayout
 from common.secagg.params import SecAggParams
 
-_DOMAIN = "consilium-secagg-2"
+_DOMAIN = "consilium-secagg-1"
+"""Of this encoding, and not of the protocol: ids of bases and signatures of rosters, vectors and
+requests are made of it, and must stay what they are."""
 INVITATION_BYTES = 64 * 1024
 
 
