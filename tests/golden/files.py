@@ -13,9 +13,11 @@ from unittest.mock import patch
 import numpy as np
 
 from client_app import egress
+from client_app.agreements import Agreements
 from client_app.cohorts import Cohorts
 from client_app.fixed import keep
 from client_app.hospital import Hospital
+from client_app.members import Members
 from client_app.outbox import Outbox
 from client_app.secagg import Once
 from common.config import KEYS, RunConfig
@@ -23,6 +25,7 @@ from common.errors import DataError
 from common.files import write_json
 from common.messages import Receipt, Refusal, Report
 from common.model import ModelSpec
+from common.secagg import RosterEntry
 from common.vectors import Base, Rule, SignedVector, TaskVector, Withdrawal
 from deploy.provision import federation, members, samples
 from deploy.provision.federation import FederationFolder, make_settings
@@ -182,6 +185,11 @@ def write_hospital_memory(folder: Path) -> None:
         Cohorts(hospital, RUN, base().id).agree(bytes(32), HOSPITALS)
         keep(FIXED, hospital)
         Once(hospital).mark_masked(binding())
+        agreements = Agreements(hospital)
+        agreements.admit(RUN, bytes(range(32)), 50)
+        agreements.sign("model " + "e" * 64, [f"hospital-{i}" for i in range(8)], 4)
+    entries = [RosterEntry(n, identity(n).public, "2026-01-01", "2099-01-01") for n in HOSPITALS]
+    Members().decide(entries, "accepted", MOMENT).save(home / "members.json")
     run = home / "runs" / RUN
     run.mkdir(parents=True)
     (run / "update.safetensors").write_bytes(save(UPDATE, {"question": f"3:{'e' * 64}"}))

@@ -263,6 +263,34 @@ def test_what_a_hospital_remembers_of_masked_vectors(tmp_path: Path) -> None:
         assert not validated_before(hospital, bytes(32))
 
 
+def test_whom_a_hospital_has_accepted_and_with_whom_it_was_summed(tmp_path: Path) -> None:
+    from client_app.agreements import AgreementRefusal, Agreements
+    from client_app.members import Members
+
+    copy = shutil.copytree(FOLDER / "hospital-memory" / "2", tmp_path / "memory")
+    roster = {name: identity(name).public for name in files.HOSPITALS}
+    accepted = Members.load(copy / "home" / "members.json").accepted(roster)
+    assert accepted == frozenset(roster.values())
+    with files._at_home(copy / "home") as hospital:
+        agreements = Agreements(hospital)
+        agreements.admit(RUN, bytes(range(32)), 1)
+        with pytest.raises(AgreementRefusal, match=RUN):
+            agreements.admit(RUN, bytes(32), 50)
+        assert agreements.has_signed("model " + "e" * 64)
+        with pytest.raises(AgreementRefusal, match="hospital-7 alone"):
+            agreements.sign("model " + "e" * 64, [f"hospital-{i}" for i in range(7)], 4)
+
+
+def test_rosters_that_say_when_they_were_signed() -> None:
+    folder = FederationFolder(FOLDER / "federation" / "2")
+    coordinator = identity("coordinator").public
+    data = folder.roster.read_bytes()
+    roster = Roster.load(data, coordinator)
+    assert roster.issued == "2026-01-01T12:00:04Z"  # the fifth that was signed at that moment
+    assert roster.sign(identity("coordinator")) == data
+    assert Kit.read(folder.kits / "st-mary").verify(coordinator, MOMENT)[1] == roster
+
+
 def test_egress_logs() -> None:
     found = list(egress.read(of("egress") / egress.FILE))
     assert [line["field"] for line in found] == [

@@ -170,7 +170,7 @@ def test_an_optional_field_that_is_missing_has_its_default() -> None:
 
 def test_the_messages_of_a_round_are_read_by_the_stages_that_they_are_for() -> None:
     """Each as it was kept: the same binding, and a hospital that goes on from its kept state."""
-    from common.secagg import HospitalRound, RoundBinding
+    from common.secagg import HospitalRound, RoundBinding, SecAggPolicy
     from common.secagg import messages as stage
 
     folder = latest("secagg")
@@ -182,10 +182,11 @@ def test_the_messages_of_a_round_are_read_by_the_stages_that_they_are_for() -> N
     cohort = stage.read_cohort(binding, kept["cohort"])
     assert len(cohort) == 5 and own in cohort
     hospital = HospitalRound.from_bytes(kept["state-masked"])
-    assert (
-        hospital.consistency(kept["survivors"], identity=identity("hospital-00"))
-        == (kept["signature"])
+    policy = SecAggPolicy(min_cohort=3, min_threshold=3, min_shares=3, min_ring_bits=16)
+    signed = hospital.consistency(
+        kept["survivors"], identity=identity("hospital-00"), policy=policy
     )
+    assert signed == kept["signature"]
     assert (
         HospitalRound.from_bytes(kept["state-signed"]).unmask(kept["signatures"])
         == (kept["revealed"])
