@@ -38,8 +38,8 @@ class PoissonBatches:
     Each privacy unit is in each batch independently of all others, with all its images, so a
     batch may be empty (one part without images). ``units`` (N,) int64 tells which unit each
     image is of; None: each its own. A part holds at most ``most_images``, and whole units: only
-    one that alone is larger is spread over several. Units of one image, which parts do not number,
-    and larger ones are in different parts. Not thread-safe.
+    one that alone is larger is spread over several. Units of one image and larger ones
+    are in different parts. Not thread-safe.
 
     With ``views`` K ≥ 1 every image comes as K random views of itself
     (:mod:`common.privacy.views`), drawn anew for each batch; ``most_images`` counts views then,
@@ -126,7 +126,7 @@ class PoissonBatches:
             for rows in torch.split(chosen, most):
                 yield rows, None, True
             return
-        if self.views:  # then each unit has several rows
+        if self.views > 1:  # then each unit has several rows
             yield from self._whole_units(chosen, most)
             return
         # A unit's gradient is summed over its images, that of a single image is as it was made:
@@ -136,7 +136,7 @@ class PoissonBatches:
         if len(alone) or not len(several):
             rows = self._first.to(chosen.device)[alone]
             for piece in torch.split(rows, most):
-                yield piece, None, True
+                yield piece, torch.arange(len(piece), device=piece.device), True
         if len(several):
             yield from self._whole_units(several, most)
 

@@ -273,7 +273,7 @@ def rows_of_parts(model: nn.Module, batches: PoissonBatches, precision: str) -> 
         return min(filled_up_to(batches), most)
     expected = min(batches.expected_batch_size, 1e9) * max(1, batches.views)
     best = math.sqrt(2 * expected * _PART_NUMBERS / numbers_per_image(model, images))
-    rows = min(8 if best < 12 else math.ceil(best / 16) * 16, _likely(batches))
+    rows = min(8 if best < 12 else math.ceil(best / 16) * 16, max(32, _likely(batches)))
     return max(1, min(rows, most))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -138,13 +140,23 @@ def check_units_of_parts(batch: list[Part], units: torch.Tensor) -> None:
     assert going_on is None
 
 
+def labels_of_batches(batches: PoissonBatches) -> Iterator[np.ndarray]:
+    """A batch's labels: patients of one image and of several come in parts of their own."""
+    together: list[np.ndarray] = []
+    for part in batches:
+        together.append(part.labels.numpy())
+        if part.last:
+            yield np.concatenate(together)
+            together = []
+
+
 def test_the_rate_of_patients_is_the_sampling_rate_whatever_their_size() -> None:
     units = torch.repeat_interleave(torch.arange(20), torch.arange(20) % 5 + 1)
     batches = PoissonBatches(
         torch.zeros(len(units), 1), units, sampling_rate=0.15, steps=4000,
         expected_batch_size=3.0, random=SecureRandom(), units=units,
     )  # fmt: skip
-    present = np.array([np.isin(np.arange(20), part.labels.numpy()) for part in batches])
+    present = np.array([np.isin(np.arange(20), batch) for batch in labels_of_batches(batches)])
     # 4000 draws each: the rate's standard error is 0.0056.
     assert np.abs(present.mean(0) - 0.15).max() < 0.03
     assert present.sum(1).var() == pytest.approx(20 * 0.15 * 0.85, rel=0.15)

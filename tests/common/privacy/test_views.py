@@ -228,7 +228,7 @@ def test_a_step_that_is_not_told_whose_the_views_are_is_refused() -> None:
         model, torch.optim.SGD(model.parameters(), lr=1.0), found,
         noise_multiplier=1.0, clipping_norm=1.0,
     )  # fmt: skip
-    (part,) = found
+    part = next(iter(found))
     F.cross_entropy(wrapped(part.images), part.labels, reduction="sum").backward()
     with pytest.raises(PrivacyError, match="whose they are"):
         optimizer.step()
