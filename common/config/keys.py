@@ -166,7 +166,7 @@ KEYS: tuple[Key, ...] = (
         meaning="largest change of one weight in a round; beyond it is clipped, and the "
         "hospital's log says how often"),
     Key(name="max-examples", default=16_384, low=1, high=1_000_000,
-        meaning="most images a hospital may hold under secure aggregation"),
+        meaning="most images a hospital counts for under secure aggregation, however many it has"),
     Key(name="defence", default=True,
         meaning="fedavg: watch the opened sums for hospitals that lie (docs/poisoning.md): what is "
         "beyond the agreed images or the norms before is set aside, a model that validates worse "
