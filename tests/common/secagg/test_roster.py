@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from common.roster import check_age
-from common.secagg import Refusal, Roster, RosterEntry
+from common.roster import check_age, images_agreed
+from common.secagg import Identity, Refusal, Roster, RosterEntry
 from common.secagg.roster import MOST_IMAGES
 from tests.common.secagg.driver import IDENTITIES
 from tests.common.secagg.make_vectors import COORDINATOR
@@ -95,3 +96,15 @@ def test_a_roster_older_than_allowed_is_refused_and_so_is_one_without_a_date() -
             check_age(roster, 30, now)
         assert caught.value.code == "secagg-roster-age"
         assert "--reissue" in caught.value.remedy
+
+
+def test_the_server_reads_the_images_that_were_agreed(tmp_path: Path) -> None:
+    coordinator = Identity.generate()
+    entries = tuple(
+        RosterEntry(name, Identity.generate().public, "2026-01-01", "2099-01-01", most)
+        for name, most in (("st-anne", 1200), ("st-mary", None))
+    )
+    path = tmp_path / "roster.json"
+    path.write_bytes(Roster("fed", entries).sign(coordinator))
+    key = base64.b64encode(coordinator.public).decode()
+    assert images_agreed(path, key) == {"st-anne": 1200}
