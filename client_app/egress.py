@@ -230,7 +230,8 @@ def _kind(stage: str, fields: Sequence[Field]) -> str:
     if "refusal.code" in names:
         code = next(field.amount for field in fields if field.name == "refusal.code")
         return f"{stage}: refused, {code}"
-    return stage if stage == "close" or names == {"greeting.hospital"} else ""
+    greeting = bool(names) and all(name.startswith("greeting.") for name in names)
+    return stage if stage == "close" or greeting else ""
 
 
 def _count(path: Path, kind: str, now: str) -> int:
