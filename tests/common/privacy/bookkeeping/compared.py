@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
@@ -15,13 +17,14 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def by_opacus(model: nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
-    """Each image's gradients of (output · weights).sum(), contiguous input."""
-    wrapped = GradSampleModule(model, loss_reduction="sum")
-    (wrapped(x) * weights).sum().backward()
-    found = [p.grad_sample.clone() for p in trained(model)]
-    wrapped.to_standard_module()
-    model.zero_grad()
-    return found
+    """Each image's gradients of (output · weights).sum(), contiguous input; in float64.
+
+    In float32 Opacus' own rounding takes an activation to the other side of a ReLU now and then.
+    """
+    exact = copy.deepcopy(model).double()
+    wrapped = GradSampleModule(exact, loss_reduction="sum")
+    (wrapped(x.double()) * weights.double()).sum().backward()
+    return [p.grad_sample.clone() for p in trained(exact)]
 
 
 def by_books(
