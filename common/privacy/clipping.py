@@ -44,6 +44,9 @@ _CELLS = {"cpu": 1 << 18, "cuda": 1 << 26}
 takes twice as long: so many rows are read in short pieces); on a GPU 512 MB, since each piece is a
 call of its own."""
 
+_HELD = 1 << 20
+"""Up to so many are kept from the norm to the sum: on a CPU converting takes longer than either."""
+
 
 def check_clipping(clipping: str) -> None:
     """PrivacyError unless ``clipping`` is one of :data:`CLIPPINGS`."""
@@ -145,6 +148,7 @@ class _Rows:
         # Norms and sums are the same in any order, and a copy would take longer than either.
         self._axes = sorted(range(1, gradient.dim()), key=gradient.stride, reverse=True)
         self._rows = gradient.permute(0, *self._axes).reshape(len(gradient), -1)
+        self._exact: Tensor | None = None
 
     def square_norms(self) -> Tensor:
         """(units,) float64: the squared L2 norms."""
@@ -156,6 +160,11 @@ class _Rows:
     def _in_float64(self) -> Iterator[tuple[slice, Tensor]]:
         """(columns, all units' numbers there), in memory that is used again for the next ones."""
         n, d = self._rows.shape
+        if not self._rows.is_cuda and self._rows.numel() <= _HELD:
+            if self._exact is None:
+                self._exact = self._rows.to(torch.float64)
+            yield slice(0, d), self._exact
+            return
         width = max(1, _CELLS[self._rows.device.type] // max(1, n))
         space = self._rows.new_empty(n * min(width, d), dtype=torch.float64)
         for start in range(0, d, width):
