@@ -37,6 +37,8 @@ STABILITY = 0.01
 """γ of automatic clipping."""
 
 _MARGIN = 1.0 - 2.0**-16
+_PIECE = 256
+"""Squares are summed over so many numbers first: the longer a sum, the less exact it is."""
 _SMALL = 1024
 """Parameters of up to so many numbers are taken together."""
 _CELLS = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -154,7 +156,11 @@ class _Rows:
         """(units,) float64: the squared L2 norms."""
         squares = self._rows.new_zeros(len(self._rows), dtype=torch.float64)
         for _, exact in self._in_float64():
-            squares += torch.linalg.vector_norm(exact, dim=1).square_()
+            n, d = exact.shape
+            whole = d // _PIECE * _PIECE
+            pieces = exact[:, :whole].view(n, d // _PIECE, _PIECE)
+            squares += torch.linalg.vector_norm(pieces, dim=2).square_().sum(1)
+            squares += torch.linalg.vector_norm(exact[:, whole:], dim=1).square_()
         return squares
 
     def _in_float64(self) -> Iterator[tuple[slice, Tensor]]:
@@ -165,7 +171,7 @@ class _Rows:
                 self._exact = self._rows.to(torch.float64)
             yield slice(0, d), self._exact
             return
-        width = max(1, _CELLS[self._rows.device.type] // max(1, n))
+        width = max(1, _CELLS[self._rows.device.type] // (max(1, n) * _PIECE)) * _PIECE
         space = self._rows.new_empty(n * min(width, d), dtype=torch.float64)
         for start in range(0, d, width):
             piece = self._rows[:, start : start + width]
