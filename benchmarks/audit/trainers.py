@@ -120,6 +120,11 @@ def _pass(*_: Any) -> None:
 
 _NO_LAYOUT_GUARD: Parts = ((training, "ContiguityWatch", _NoWatch),)
 _NO_CRITERION_GUARD: Parts = ((training, "check_criterion", _pass),)
+_OWN_SIZE: Parts = (
+    (engine, "rows_of_parts", lambda model, batches, precision: len(batches.dataset)),
+    (engine, "invariant_part", lambda model, batches, precision, rows, booked: rows),
+)
+"""Passes as large as the data set, as they are no more: what fills them up would thin a bug out."""
 
 
 # --- what is planted --------------------------------------------------------------------------
@@ -163,7 +168,8 @@ def _two_passes(
         loss = criterion(model(part.images), part.labels) * len(part.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         square = sum(p.grad_sample.double().flatten(1).square().sum(1) for p in parameters)
-        factors = (optimizer.max_grad_norm / torch.sqrt(square)).clamp(max=1.0)
+        norms = torch.sqrt(square)[: len(part.labels)]  # without what the pass was filled up with
+        factors = (optimizer.max_grad_norm / norms).clamp(max=1.0)
         model.disable_hooks()  # type: ignore[operator]
         losses = F.cross_entropy(model(part.images), part.labels, reduction="none")
         sums = torch.autograd.grad((factors * losses).sum(), parameters)
@@ -180,12 +186,14 @@ def _clip_the_mean(
     sums: Sequence[Tensor],
     gradients: Sequence[Tensor],
     clipping_norm: float,
-    units: Tensor | None = None,
+    clipping: str,
+    *,
+    kept: Tensor,
 ) -> None:
-    images = len(gradients[0])
+    images = int(kept.sum())
     if images == 0:
         return
-    means = [g.double().mean(0) for g in gradients]
+    means = [g[kept].double().mean(0) for g in gradients]
     norm = torch.sqrt(sum(m.square().sum() for m in means))  # type: ignore[arg-type]
     factor = (clipping_norm / norm).clamp(max=1.0)
     for total, mean in zip(sums, means, strict=True):
@@ -248,13 +256,13 @@ BUGS: dict[str, Trainer] = {
         Trainer(
             name="batch innermost",
             differs="batches in CHWN memory, the guard looks away",
-            parts=_NO_LAYOUT_GUARD,
+            parts=(*_NO_LAYOUT_GUARD, *_OWN_SIZE),
             layout=batch_innermost,
         ),
         Trainer(
             name="centred logits",
             differs="the loss subtracts the batch's mean logits, the guard looks away",
-            parts=_NO_CRITERION_GUARD,
+            parts=(*_NO_CRITERION_GUARD, *_OWN_SIZE),
             criterion=centred_by_the_batch,
         ),
         Trainer(

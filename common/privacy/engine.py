@@ -46,7 +46,7 @@ _GRADIENT_NUMBERS = {"cpu": 1 << 28, "cuda": 1 << 31}
 _TOGETHER = 16, 32
 """Images of a part in bfloat16, where batches are small and large (twice the second): all parts are
 filled up to so many, which takes time for the last one of each batch."""
-_PART_NUMBERS = 1 << 20
+_PART_NUMBERS = 3 << 19
 """What a part costs besides its images on a CPU: as much as so many numbers of their gradients and
 activations."""
 _MOST_TOGETHER = 1024

@@ -21,12 +21,10 @@ that rounding is small beside the noise, and no finer, for a reason that step 4 
 Not closed here:
 
 3. Whether the vectors are clipped and summed as they should be. :mod:`common.privacy.clipping`
-   does both with rounding that it covers by clipping to C·(1 − 2^−16). Not covered: in float32
-   an image's own gradient may depend on how many others share its batch, since matrix products
-   are cut up by their size. Measured on DPResNet, not proved: 0 between batches of 16 images and
-   more, up to 3e-7 of its norm below; B units then move by up to B·3e-7·C besides C. In
-   bfloat16, where it would be thousands of times as much, and on a GPU, all passes are filled up
-   to one shape, and an image's gradient was the same to the bit whatever the batch held.
+   does both with rounding that it covers by clipping to C·(1 − 2^−16). That an image's own gradient
+   does not depend on what goes with it is not proved but measured, in each process, on the
+   processor that computes it (:mod:`common.fixed_shape`): all passes have one shape, in which a
+   row's result was the same to the bit at every place; where it is not, rows go one by one.
 4. N is Box–Muller in float64, not ideal: near a cell's edge it errs by a few ulp, so that the
    probability of one cell is off by a factor 1 ± about 2^−51·σC/γ (2^−29 for σ = 1 and five
    million coordinates; errors of both signs). |N| ends at 12.1 deviations (probability 10^−33),

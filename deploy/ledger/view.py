@@ -11,8 +11,8 @@ does not apply is null.
   counted here).
 - ``policy``: ``path`` (null: no policy, no limit) and the limits in force: ``total_epsilon``,
   ``total_delta`` (the δ of every figure under ``data_sets``; without a policy the smallest that a
-  run of the ledger promises), ``run_epsilon``, ``min_noise_multiplier``, ``allow_non_private``,
-  ``shared_noise``, ``unit``, ``metrics``, ``hold_days``.
+  run of the ledger promises), ``run_epsilon``, ``min_noise_multiplier``, ``min_clipping_norm``,
+  ``allow_non_private``, ``shared_noise``, ``unit``, ``metrics``, ``hold_days``.
 - ``data_sets``, in the order in which they came, for all runs of the ledger: ``data_set``
   (fingerprint), ``images``, ``largest_patient`` (most images of one patient; 1: none is known),
   ``since``, ``overlaps`` (list of ``data_set``, ``images``: how many images an earlier data set

@@ -69,6 +69,7 @@ def test_the_document_says_what_the_ledger_holds(path: Path) -> None:
             "total_delta": 2e-4,
             "run_epsilon": 8.0,
             "min_noise_multiplier": 0.4,
+            "min_clipping_norm": 1e-6,
             "allow_non_private": False,
             "shared_noise": False,
             "unit": "image",
