@@ -11,7 +11,7 @@ UPDATE_FACTOR = 3.0
 """An update may be longer than the median of its round by this: honest ones under label skew are
 twice as long (benchmarks/README.md)."""
 _FEWEST = 4
-"""Updates from which their median says what is usual."""
+"""Updates from which their median, and the largest share, say what is usual."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def sift(
 
     ``claimed``: images by hospital; ``norms``: L2 norms of the updates; ``agreed``, ``most``: as in
     :func:`server_app.defence.sums.weight_bound`; ``room``: for noise on the claims; ``share``:
-    largest share of the weight that one hospital may have (never less than an equal one).
+    largest share of the weight that one hospital of four or more may have (never less than an
+    equal one).
     """
     set_aside: dict[str, str] = {}
     if len(norms) >= _FEWEST:
@@ -55,7 +56,9 @@ def sift(
         if images > allowed:
             kept[name] = float(allowed)
             lowered[name] = f"it claims {images:.0f} images where {allowed:.0f} were agreed on"
-    return Sifted(capped(kept, share), set_aside, lowered)
+    # Among so few there is no usual share: with two hospitals one always has half or more.
+    weights = capped(kept, share) if len(kept) >= _FEWEST else kept
+    return Sifted(weights, set_aside, lowered)
 
 
 def capped(weights: Mapping[str, float], share: float) -> dict[str, float]:

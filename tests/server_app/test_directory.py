@@ -332,4 +332,4 @@ def test_a_signature_under_a_greeting_is_none_under_anything_else() -> None:
     key, challenge = identity("st-mary"), Challenge(bytes(32))
     made = Greeting.signed("st-mary", key, challenge, run=1, node=2)
     roster = Roster("fed", (RosterEntry("st-mary", key.public, "2020-01-01", "2099-12-31"),))
-    assert not verify(key.public, made.proof, roster._statement())
+    assert not verify(key.public, made.proof, roster._statement(roster.version))

@@ -43,3 +43,8 @@ def test_an_update_that_is_not_a_number_is_set_aside() -> None:
     claimed = dict.fromkeys("abcd", 10.0)
     norms = {"a": 1.0, "b": 1.0, "c": 1.0, "d": float("nan")}
     assert set(sift(claimed, norms, agreed={}, most=100, share=1.0).set_aside) == {"d"}
+
+
+def test_of_two_hospitals_each_weighs_by_its_images() -> None:
+    claimed, norms = {"a": 30.0, "b": 70.0}, {"a": 1.0, "b": 1.0}
+    assert sift(claimed, norms, agreed={}, most=100, share=0.5).weights == claimed
