@@ -58,7 +58,7 @@ def admit(
 
 
 def admit_run(run: str, hospital: Hospital) -> None:
-    """Take part in ``run``, or go on with it.
+    """Whether the hospital may take part in ``run``, or go on with it; nothing is noted yet.
 
     Raises PolicyRefusal for a run that asks for more computing than the policy allows, and
     AgreementRefusal for another config than the one with which the hospital took part before, or
@@ -66,7 +66,16 @@ def admit_run(run: str, hospital: Hospital) -> None:
     """
     limits = hospital.policy.compute
     limits.check(hospital.config)
-    Agreements(hospital).admit(run, lasting_digest(hospital.config), limits.max_runs_a_day)
+    Agreements(hospital).check(run, lasting_digest(hospital.config), limits.max_runs_a_day)
+
+
+def take_part(run: str, hospital: Hospital) -> None:
+    """Note the run's config, which it keeps from now on: the ledger has let it in.
+
+    To be called before anything is computed on the hospital's images. Raises as :func:`admit_run`.
+    """
+    most = hospital.policy.compute.max_runs_a_day
+    Agreements(hospital).admit(run, lasting_digest(hospital.config), most)
 
 
 def check_size(hospital: Hospital, *models: Mapping[str, np.ndarray]) -> None:

@@ -61,6 +61,14 @@ class Agreements:
         self._path = (folder / str(hospital.flower_run) if alone else folder) / "agreements.sqlite"
         self._durable = not alone
 
+    def check(self, run: str, config: bytes, most_a_day: int) -> None:
+        """Whether the hospital may take part in ``run`` with this config; raises as :meth:`admit`.
+
+        Notes nothing: a run that is refused afterwards, by the ledger perhaps, binds nobody.
+        """
+        with self._changing() as database:
+            _known(database, run, config, most_a_day)
+
     def admit(self, run: str, config: bytes, most_a_day: int) -> None:
         """Take part in ``run``, whose lasting config has the digest ``config``; known or new.
 
@@ -68,28 +76,8 @@ class Agreements:
         ``most_a_day`` new ones were admitted in the last 24 hours.
         """
         with self._changing() as database:
-            row = database.execute("SELECT config FROM runs WHERE run = ?", (run,)).fetchone()
-            if row is not None and row[0] != config:
-                raise AgreementRefusal(
-                    "config-changed",
-                    f"the config of run {run} is not the one with which this hospital has taken "
-                    "part in it",
-                    "start a new run; treat the server as hostile if nobody has changed a key",
-                )
-            if row is not None:
-                return
-            since = time.time() - _DAY
-            (count,) = database.execute(
-                "SELECT count(*) FROM runs WHERE admitted > ?", (since,)
-            ).fetchone()
-            if count >= most_a_day:
-                raise AgreementRefusal(
-                    "runs-a-day",
-                    f"this hospital has taken part in {count} new runs within a day, as many as "
-                    "its policy allows",
-                    "wait; or the hospital raises [compute] max-runs-a-day in its policy",
-                )
-            database.execute("INSERT INTO runs VALUES (?, ?, ?)", (run, config, time.time()))
+            if not _known(database, run, config, most_a_day):
+                database.execute("INSERT INTO runs VALUES (?, ?, ?)", (run, config, time.time()))
 
     def sign(self, subject: str, survivors: Sequence[str], min_cohort: int) -> None:
         """Note that the sum of ``subject`` is over ``survivors``; AgreementRefusal if it must not.
@@ -149,6 +137,29 @@ class Agreements:
                         "install the version of consilium that wrote it, or a newer one",
                     )
                 yield database
+
+
+def _known(database: sqlite3.Connection, run: str, config: bytes, most_a_day: int) -> bool:
+    """Whether the hospital takes part in ``run`` already; AgreementRefusal if it may not."""
+    row = database.execute("SELECT config FROM runs WHERE run = ?", (run,)).fetchone()
+    if row is not None and row[0] != config:
+        raise AgreementRefusal(
+            "config-changed",
+            f"the config of run {run} is not the one with which this hospital has taken part in it",
+            "start a new run; treat the server as hostile if nobody has changed a key",
+        )
+    if row is not None:
+        return True
+    since = time.time() - _DAY
+    (count,) = database.execute("SELECT count(*) FROM runs WHERE admitted > ?", (since,)).fetchone()
+    if count >= most_a_day:
+        raise AgreementRefusal(
+            "runs-a-day",
+            f"this hospital has taken part in {count} new runs within a day, as many as its policy "
+            "allows",
+            "wait; or the hospital raises [compute] max-runs-a-day in its policy",
+        )
+    return False
 
 
 def smallest_group(cohorts: Iterable[set[str]]) -> set[str]:

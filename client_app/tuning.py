@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Context
 from torch import nn
 
+from client_app.admission import take_part
 from client_app.data import Part, data_of
 from client_app.hospital import Hospital
 from client_app.opaque import one_code
@@ -47,6 +48,7 @@ def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned
     ε, δ and the schedule of the run config are those of this one vector. Refusals as those of
     :func:`client_app.work.train_job`.
     """
+    asked_of = hospital
     hospital = replace(hospital, config=replace(hospital.config, rounds=1))
     job = Job(name, 1, offer.model_digest, offer.weights)
     data = data_of(hospital)
@@ -54,6 +56,7 @@ def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned
     work = Work(job, hospital, data, spec, context, None, draw=offer.version)
     if hospital.config.privacy == "none":
         note_non_private(name, hospital, data)
+        take_part(offer.run, asked_of)
         update = work.train(None).update
         metrics: dict[str, float] = {}
         if hospital.config.judged_by != "hospitals":  # else figures are told in sums only
@@ -61,6 +64,7 @@ def tune(offer: Offer, name: str, hospital: Hospital, context: Context) -> Tuned
             metrics |= _figures("tuned", work.moved(update).exact_figures())
         return Tuned(_floating(update, offer), len(data.train), None, None, metrics)
     with admitted(name, hospital, data) as run:
+        take_part(offer.run, asked_of)
         update = run.update(1, work.model, lambda: work.train(run).update)
         metrics = _figures("val", work.private_figures(run))
         metrics |= _figures("tuned", work.moved(update).private_figures(run))
@@ -87,6 +91,7 @@ def compare(asked: Comparison, hospital: Hospital) -> tuple[int, int]:
     data = data_of(hospital)
     model = build(checked_spec(asked, hospital, data))
     note_non_private(asked.run, hospital, data)
+    take_part(asked.run, hospital)
     with one_code():
         before, after = (
             _right(model, weights, data.val, hospital.config)

@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from client_app import secagg
-from client_app.admission import admit, check_size
+from client_app.admission import admit, check_size, take_part
 from client_app.agreements import Agreements
 from client_app.data import HospitalData, data_of, model_spec
 from client_app.fixed import completed, keep
@@ -231,6 +231,7 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     work = work.agreed()
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
+        take_part(job.run, hospital)
         figures = work.exact_figures()
         result = work.train(None)
         weight = min(len(work.data.train), work.most_images)
@@ -239,6 +240,7 @@ def train_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
             train_loss=result.loss * weight, subjects=(f"model {work.model}",),
         )  # fmt: skip
     with admitted(job.run, hospital, work.data) as run:
+        take_part(job.run, hospital)
         update = run.update(job.round, work.model, lambda: work.train(run).update)
         figures = work.private_figures(run)
         # The same round on the same model gets the same, kept update (client_app.private).
@@ -254,6 +256,7 @@ def _step(work: Work) -> RecordDict:
     """
     job = work.job
     with admitted(job.run, work.hospital, work.data) as run:
+        take_part(job.run, work.hospital)
         asked = sum_of(run, work.spec, job)
         work = work.agreed(asked)
         figures = work.private_figures(run)
@@ -271,8 +274,10 @@ def evaluate_job(job: Job, hospital: Hospital, context: Context) -> RecordDict:
     work = Work.checked(job, hospital, context, purpose=VALIDATE).agreed()
     if hospital.config.privacy == "none":
         note_non_private(job.run, hospital, work.data)
+        take_part(job.run, hospital)
         return _answer(work, work.exact_figures())
     with admitted(job.run, hospital, work.data) as run:
+        take_part(job.run, hospital)
         return _answer(work, work.private_figures(run))
 
 

@@ -90,7 +90,7 @@ def test_a_run_config_with_a_thousand_rounds_more_is_refused(
     weights: dict[str, np.ndarray],
 ) -> None:
     assert isinstance(ask(weights), Report)
-    assert ask(weights, number=2, rounds=1002) == "privacy"
+    assert ask(weights, number=2, rounds=1002) == "config-changed"
 
 
 def test_another_run_is_charged_and_refused_once_the_total_is_reached(
@@ -112,7 +112,7 @@ def test_a_smaller_noise_multiplier_is_refused(
     """The server cannot name a noise multiplier; a larger ε is how it would get a smaller one."""
     assert ask(weights, epsilon=900.0) == "privacy-policy"
     assert isinstance(ask(weights, epsilon=3.0), Report)
-    assert ask(weights, number=2, epsilon=4.0) == "privacy"  # in mid-run
+    assert ask(weights, number=2, epsilon=4.0) == "config-changed"  # in mid-run
     policy.write_text(POLICY + "min-noise-multiplier = 50.0\n")
     assert ask(weights, "run-2", epsilon=0.5) == "privacy-policy"
 
@@ -121,7 +121,7 @@ def test_a_bigger_clipping_norm_brings_as_much_more_noise(
     weights: dict[str, np.ndarray],
 ) -> None:
     assert isinstance(ask(weights), Report)
-    assert ask(weights, number=2, clipping_norm=7000.0) == "privacy"  # in mid-run
+    assert ask(weights, number=2, clipping_norm=7000.0) == "config-changed"  # in mid-run
     # As a run of its own it costs the same: the noise is in units of the clipping norm.
     updates = []
     for i, norm in enumerate((1.0, 1000.0)):
