@@ -133,14 +133,22 @@ def structure_of(model: nn.Module) -> Hashable:
     return str(model), tuple(tensors), tuple(trained), model.training
 
 
-def aligned(tensor: Tensor) -> Tensor:
-    """(..., d) → (..., d' ≥ d), zeros behind: rows that begin at multiples of 64 bytes."""
-    return F.pad(tensor, (0, -tensor.shape[-1] % (_ALIGNED_BYTES // tensor.element_size())))
+def aligned(tensor: Tensor, numbers: int = 0) -> Tensor:
+    """(..., d) → (..., d' ≥ d), zeros behind: rows that begin at multiples of 64 bytes.
+
+    ``numbers``: of which d' is a multiple, where not of as many as 64 bytes hold.
+    """
+    multiple = numbers or _ALIGNED_BYTES // tensor.element_size()
+    return F.pad(tensor, (0, -tensor.shape[-1] % multiple))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As :func:`torch.nn.functional.linear`, of aligned rows."""
-    return F.linear(aligned(x), aligned(weight), bias)
+    """As :func:`torch.nn.functional.linear`, of aligned rows.
+
+    Under autocast ``x`` may be bfloat16 beside float32 weights: both are as long as it needs.
+    """
+    numbers = _ALIGNED_BYTES // min(x.element_size(), weight.element_size())
+    return F.linear(aligned(x, numbers), aligned(weight, numbers), bias)
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:

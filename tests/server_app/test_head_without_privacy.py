@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from common.aggregation import TRAIN, layout_for, params_for
@@ -41,7 +42,8 @@ def test_only_the_head_moves_and_it_learns(
     forward = PriorFeatures.forward
 
     def counted(self: PriorFeatures, pictures: Any) -> Any:
-        seen.append(len(pictures))
+        if len(torch.unique(pictures, dim=0)) > 1:  # else the shape of passes is measured
+            seen.append(int(pictures.flatten(1).any(1).sum()))  # empty ones fill a pass up
         return forward(self, pictures)
 
     monkeypatch.setattr(PriorFeatures, "forward", counted)
