@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,17 @@ def test_whom_the_people_accept_is_let_in(federation: Path) -> None:
 
 
 def test_too_few_accepted_or_a_roster_too_old_is_refused_before_anything_is_trained(
-    federation: Path,
+    federation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("client_app.identity.datetime", Tomorrow)
     for old, new, code in (
         ("min-trusted = 0", "min-trusted = 5", "secagg-members"),
-        ("roster-max-age-days = 0.0", "roster-max-age-days = 1e-7", "secagg-roster-age"),
+        ("roster-max-age-days = 0.0", "roster-max-age-days = 0.5", "secagg-roster-age"),
     ):
         for i in range(4):
             policy = federation / f"hospital-{i:02d}" / "policy.toml"
