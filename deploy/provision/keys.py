@@ -65,7 +65,7 @@ def load_node_key(path: Path) -> EllipticCurvePrivateKey:
     """The node key of a private file; ConfigError for anything else."""
     try:
         return _p384(load_ssh_private_key(read_private(path), None))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         raise ConfigError(
             f"the private key {path} is no ECDSA P-384 key in OpenSSH's format", _REMEDY
         ) from None
@@ -80,7 +80,7 @@ def load_tls_key(path: Path) -> EllipticCurvePrivateKey:
     """The key of the authority or of the TLS server; ConfigError for anything else."""
     try:
         return _p384(load_pem_private_key(read_private(path), None))
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         raise ConfigError(f"the private key {path} is no ECDSA P-384 key in PEM", _REMEDY) from None
 
 

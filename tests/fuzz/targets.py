@@ -237,8 +237,8 @@ def _enrolment() -> list[Target]:
                in_file("fed/federation.toml", lambda path: FederationFolder(path.parent).load()),
                (settings,), reads=False),
         Target("control.json", in_file("control.json", Server.read),
-               (b'{"address": "h:1", "authority": "a", "gate_host": "h", "gate_port": 1, '
-                b'"pid": 1, "version": 1}',)),
+               (b'{"socket": "s", "authority": "a", "gate_host": "h", "gate_port": 1, '
+                b'"pid": 1, "version": 2}',)),
     ]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ A short pass in every run of the tests; ``make fuzz`` for a minute each.
 from __future__ import annotations
 
 import random
-import secrets
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def test_a_seed_is_read(target: Target) -> None:
 
 
 def test_what_is_nearly_right_ends_in_a_two_part_error_or_is_read(target: Target) -> None:
-    seed = secrets.randbelow(2**32)
+    seed = 20  # the same each time: `make fuzz` draws another, and for longer
     found = fuzz(target, random.Random(seed), inputs=INPUTS)
     assert not found.crashes, f"seed {seed}: {found.crashes}"
 
