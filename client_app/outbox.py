@@ -207,8 +207,12 @@ class Outbox:
         told: Any = read_json(path)
         try:
             lists = {name: tuple(told[name]) for name in ("handed", "told")}
-            return Item(**{**told, **lists})
-        except (TypeError, KeyError) as error:
+            item = Item(**{**told, **lists})
+            texts = (item.serial, item.base, item.run, item.created, *item.handed, *item.told)
+            if not all(isinstance(x, str) for x in (*texts, *dict(item.receipts).values())):
+                raise TypeError("a text is something else")
+            return item
+        except (TypeError, KeyError, ValueError) as error:
             raise _unreadable(path, error) from None
 
 
