@@ -21,7 +21,6 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from client_app.hospital import Hospital
 from common.database import write_transaction
@@ -173,8 +172,3 @@ def smallest_group(cohorts: Iterable[set[str]]) -> set[str]:
     for hospital in set().union(*lists):
         groups.setdefault(tuple(hospital in one for one in lists), set()).add(hospital)
     return min(groups.values(), key=lambda group: (len(group), sorted(group)), default=set())
-
-
-def agreements_path(home: Path) -> Path:
-    """Where a real hospital's agreements lie, for its backup."""
-    return home / "secagg" / "agreements.sqlite"

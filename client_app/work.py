@@ -324,7 +324,9 @@ def _answer(
     if work.binding is None:
         return Report(job.run, job.round, hospital.name, sums("val", figures)).to_record()
     exact = hospital.config.privacy == "none"
-    of_figures = f"model {work.model}" if exact else f"figures {job.run} {work.model}"
+    # Exact figures are the model's alone, whatever the run is called; noised ones are the run's.
+    same_in_all_runs = exact or hospital.policy.privacy.metrics == EXACT
+    of_figures = f"model {work.model}" if same_in_all_runs else f"figures {job.run} {work.model}"
     told_before = secagg.validated_before(hospital, bytes.fromhex(work.model))
     if told_before or (not exact and Agreements(hospital).has_signed(of_figures)):
         figures = Figures(0, 0.0, 0.0)

@@ -107,6 +107,20 @@ def test_a_kept_private_update_is_not_summed_over_one_hospital_less() -> None:
     assert following.sums["val-examples"] == 0.0  # these figures are kept: in one sum only
 
 
+def test_exact_figures_under_privacy_are_in_one_sum_whatever_the_run_is_called() -> None:
+    """A policy with metrics = "exact": they are the same in each run, and no noise covers them."""
+    federation = Federation.of(
+        5, {"privacy": "local", "epsilon": 2.0, "rounds": 1, "batch-size": 16},
+        privacy='total-epsilon = 8.0\nmetrics = "exact"',
+    )  # fmt: skip
+    weights = federation.weights()
+    first = federation.round(weights, train=False)
+    assert first.sums["val-examples"] > 0
+    again = federation.another_flower_run()
+    fewer = again.round(weights, 0, 1, 2, 3, run="run-2", train=False)
+    assert fewer.sums["val-examples"] == 0.0
+
+
 def test_below_the_quorum_nobody_signs_and_the_next_round_may_be_over_others() -> None:
     """An honest server must not use up a model's cohort for a round that it throws away."""
     from dataclasses import replace
