@@ -257,11 +257,12 @@ def run_in_process(
     grid = InProcessGrid(
         client_app or own_app, num_hospitals, run_config, list(faults), workers, node_configs or {}
     )
-    server_app(
-        grid,
-        Context(
-            run_id=grid.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(),
-            run_config=run_config,
-        ),
+    context = Context(
+        run_id=grid.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(),
+        run_config=run_config,
     )  # fmt: skip
+    try:
+        server_app(grid, context)
+    finally:
+        grid.close()  # hospitals end what they are at, also where the server stopped before
     return grid

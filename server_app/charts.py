@@ -28,6 +28,7 @@ from server_app.reporting.drawing import (
     as_svg,
     colours,
     drawing,
+    drawn_once,
     shorten,
 )
 from server_app.reporting.formats import (
@@ -167,6 +168,7 @@ def _points(history: Sequence[Row], key: str) -> list[tuple[int, float]]:
     return [(x, y) for x, y in values if abs(y) < DRAWABLE]
 
 
+@drawn_once
 def line_chart(chart: LineChart, lines: Sequence[Line]) -> Markup:
     """Draw curves over the rounds, with the best round, failed rounds and a target."""
     width, height = (FULL_WIDTH, 3.2) if chart.full_width else (HALF_WIDTH, 3.0)
@@ -197,6 +199,7 @@ def line_chart(chart: LineChart, lines: Sequence[Line]) -> Markup:
         return as_svg(figure, chart.name, chart.alt)
 
 
+@drawn_once
 def heat_map(
     name: str, alt: str, counts: Sequence[Sequence[int]], classes: Sequence[str]
 ) -> Markup:
@@ -230,6 +233,7 @@ def heat_map(
         return as_svg(figure, name, alt)
 
 
+@drawn_once
 def stacked_bars(
     name: str, alt: str, rows: Sequence[tuple[str, Sequence[int]]], class_count: int
 ) -> Markup:

@@ -30,6 +30,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def small_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Priors of one small network that looks once, for tests of what is done with any prior."""
+    from common.prior.features import PriorSpec
+
+    monkeypatch.setattr(PriorSpec.__init__, "__defaults__", ((8,), 64, 28, (1.0,)))
+
+
+@pytest.fixture
 def blood() -> Path:
     """The real blood-cell images, rebuilt from PBC; skips where they are missing."""
     path = DATA / "bloodmnist_rebuilt.npz"

@@ -23,10 +23,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import PrivacyError
+from common.privacy.subsampled import divergences
 
 AGREEMENT = 0.02
 """Largest relative difference of the accountants at which a figure is shown without a warning."""
@@ -35,6 +38,9 @@ LARGE = 100.0
 """Above this ε (by RDP) only RDP's bound is computed."""
 
 _Key = tuple[tuple[float, float, int], ...]
+
+_DOMAIN_ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64))
+"""Opacus's own."""
 
 _WHOLE_ORDERS: tuple[float, ...] = (*range(2, 64), 80, 128, 256, 512)
 
@@ -154,28 +160,53 @@ def _epsilon(key: _Key, delta: float) -> Epsilon:
 
 def _rough(key: _Key, delta: float) -> float:
     """RDP's bound by whole orders only, which are quick to compute."""
-    return _rdp(key, delta, orders=_WHOLE_ORDERS)
+    return _rdp(key, delta, _WHOLE_ORDERS)
 
 
-def _rdp(key: _Key, delta: float, orders: Sequence[float] | None = None) -> float:
-    from opacus.accountants import RDPAccountant
-
-    accountant = RDPAccountant()
-    accountant.history = list(key)
+def _rdp(key: _Key, delta: float, orders: tuple[float, ...]) -> float:
+    """RDP's bound (Balle et al. 2020, Theorem 21); infinite where no order can be computed."""
+    a = np.asarray(orders, dtype=np.float64)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = float(accountant.get_epsilon(delta, alphas=orders))
-    return math.inf if math.isnan(value) else value
+        each = [steps * _divergences(sigma, rate, orders) for sigma, rate, steps in key]
+        found = sum(each) - (math.log(delta) + np.log(a)) / (a - 1) + np.log1p(-1 / a)
+        return math.inf if np.isnan(found).all() else float(np.nanmin(found))
 
 
+@lru_cache(maxsize=1024)
+def _divergences(sigma: float, rate: float, orders: tuple[float, ...]) -> NDArray[np.float64]:
+    return divergences(sigma, rate, orders)
+
+
+@lru_cache(maxsize=4096)
 def _prv(key: _Key, delta: float) -> float:
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
+    accountant = _prv_accountant()
     accountant.history = list(key)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it takes logarithms of zero on purpose, and few orders
         return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
+
+
+def _prv_accountant() -> Any:
+    """Opacus's accountant; its bound on the domain, the same, by a quicker series."""
+    from opacus.accountants import PRVAccountant
+    from opacus.accountants.analysis.prv import Domain
+
+    class Quick(PRVAccountant):  # type: ignore[misc]
+        def _get_domain(
+            self, prvs: Any, num_self_compositions: list[int], eps_error: float, delta_error: float
+        ) -> Any:
+            """Remark 5.6 of Gopi et al., and the mesh of Opacus."""
+            steps = sum(num_self_compositions)
+            reach = _rdp(tuple(self.history), delta_error / 4, _DOMAIN_ORDERS)
+            for sigma, rate, _ in self.history:
+                once = _rdp(((sigma, rate, 1),), delta_error / (8 * steps), _DOMAIN_ORDERS)
+                reach = max(reach, once)
+            reach = max(reach, eps_error) + 3
+            mesh = eps_error / np.sqrt(steps * np.log(12 / delta_error) / 2)
+            return Domain.create_aligned(-reach, reach, mesh)
+
+    return Quick()
 
 
 def _pld(key: _Key, delta: float) -> float:
@@ -217,60 +248,76 @@ def calibrate(
             "use ε > 0, 0 < δ < 1, 0 < q ≤ 1 and at least one step",
         )
 
-    def events(sigma: float) -> list[Event]:
-        return [Event(sigma, sampling_rate, steps), *beside]
+    def key(sigma: float) -> _Key:
+        return _key([Event(sigma, sampling_rate, steps), *beside])
 
-    def by(accountant: Callable[[_Key, float], float]) -> Callable[[float], float]:
-        return lambda sigma: accountant(_key(events(sigma)), delta)
+    def rough(sigma: float) -> float:
+        return _rough(key(sigma), delta)
 
-    # RDP takes no time and is above the truth, PLD is quick and close to it, PRV is slow where ε
-    # is large: each narrows the range for the next.
+    def prv(sigma: float) -> float:
+        return bound if (bound := rough(sigma)) > LARGE else _prv(key(sigma), delta)
+
+    # RDP takes no time and is above the truth; PRV is the larger of the other two nearly always,
+    # and the quicker one. What it finds is held against both.
     high = 0.1
-    while by(_rough)(high) > epsilon:
+    while rough(high) > epsilon:
         high *= 2
         if high > 10_000:
             raise _unreachable(epsilon, delta)
-    low, high = _narrow(by(_rough), epsilon, high / 2, high, within=1.05)
-    low = 0.7 * high
-    while by(_pld)(low) <= epsilon:
-        low *= 0.7
-    low, high = _narrow(by(_pld), epsilon, low, high, within=_WITHIN)
+    near = _smallest(rough, epsilon, high, within=1.02)
+    slope = math.log(rough(near) / rough(0.9 * near)) / -math.log(0.9)
+    found = _smallest(prv, epsilon, near, within=_WITHIN, slope=slope)
 
     def both(sigma: float) -> float:
-        return epsilon_of(events(sigma), delta).value
+        return _epsilon(key(sigma), delta).value
 
-    for _ in range(40):
-        if both(high) <= epsilon:
-            return _narrow(both, epsilon, low, high, within=_WITHIN)[1]
-        low, high = high, 1.01 * high
-    raise _unreachable(epsilon, delta)
+    return found if both(found) <= epsilon else _smallest(both, epsilon, found, within=_WITHIN)
 
 
-def _narrow(
-    cost: Callable[[float], float], epsilon: float, low: float, high: float, *, within: float
-) -> tuple[float, float]:
-    """Narrow [low, high] to a ratio of ``within``; the high end always costs at most ``epsilon``.
+def _smallest(
+    cost: Callable[[float], float],
+    epsilon: float,
+    start: float,
+    *,
+    within: float,
+    slope: float = -1.0,
+) -> float:
+    """The smallest σ, to a ratio of ``within``, at which ``cost`` is at most ``epsilon``.
 
-    Log ε is nearly linear in log σ: a secant lands close, and a point just beyond it on either
-    side closes the bracket. Every third point is the middle, so that it always ends.
+    Log ε is nearly linear in log σ: a secant lands close, and a point just beyond it on the other
+    side closes the bracket. Every sixth point is the middle, so that it always ends. ``slope``: of
+    log ε over log σ, as far as it is known before.
     """
+    low, high = -math.inf, math.inf  # log σ: too little, enough
     points: list[tuple[float, float]] = []  # (log σ, log ε)
-    for turn in range(200):
-        if high / low <= within:
+    x, beyond = math.log(start), 0.4 * math.log(within)
+    for turn in range(1, 200):
+        value = cost(math.exp(x))
+        enough = value <= epsilon
+        low, high = (low, x) if enough else (x, high)
+        if high - low <= math.log(within):
             break
-        middle = math.sqrt(low * high)
-        if len(points) >= 2 and turn % 3:
-            (x0, y0), (x1, y1) = points[-2:]
-            if y0 != y1:
-                root = x1 + (math.log(epsilon) - y1) * (x1 - x0) / (y1 - y0)
-                beyond = 0.4 * math.log(within) * (1 if turn % 2 else -1)
-                guess = math.exp(min(max(root + beyond, -30.0), 30.0))
-                middle = guess if low < guess < high else middle
-        value = cost(middle)
         if 0 < value < math.inf:
-            points.append((math.log(middle), math.log(value)))
-        low, high = (low, middle) if value <= epsilon else (middle, high)
-    return low, high
+            points = [*points[-1:], (x, math.log(value))]
+        if turn % 6 == 0 and math.isfinite(high - low):
+            x = (low + high) / 2
+            continue
+        root = _root(points, math.log(epsilon), slope) if points else x + (-0.7 if enough else 0.7)
+        guess = root - beyond if enough else root + beyond
+        if low < guess < high:
+            x = guess
+        elif math.isfinite(high - low):
+            x = (low + high) / 2
+        else:
+            x += -8 * beyond if enough else 8 * beyond
+    return math.exp(high)
+
+
+def _root(points: Sequence[tuple[float, float]], y: float, slope: float) -> float:
+    """Where the line through the last points is at ``y``; of ``slope`` where there is one only."""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    through = (y1 - y0) / (x1 - x0) if x1 != x0 else slope
+    return x1 + (y - y1) / min(through, -0.1)
 
 
 def _unreachable(epsilon: float, delta: float) -> PrivacyError:

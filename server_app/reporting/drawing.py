@@ -13,9 +13,11 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import matplotlib
 from markupsafe import Markup
@@ -47,6 +49,25 @@ STYLE: Any = {
 FULL_WIDTH, HALF_WIDTH = 9.4, 4.6  # inches; both are scaled alike to the page
 DRAWABLE = 1e9  # a diverged loss would flatten all else, and infinity has no place
 BAR_LIMIT = 60  # more hospitals than this: the table has them all
+KEPT = 64  # drawings: those of a few reports
+
+P = ParamSpec("P")
+
+
+def drawn_once(draw: Callable[P, Markup]) -> Callable[P, Markup]:
+    """Keep what ``draw`` gave for the same figures: a report is written anew after each event."""
+    kept: OrderedDict[str, Markup] = OrderedDict()
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Markup:
+        key = repr((args, kwargs))  # plain numbers and text, or data classes of them
+        if key not in kept:
+            kept[key] = draw(*args, **kwargs)
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
+        return kept[key]
+
+    return drawn
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from common.fixed import groups_of
 from common.messages import Job
 from common.model import ModelSpec, build, get_weights, moving_names, weights_digest
 
+pytestmark = pytest.mark.usefixtures("small_prior")
+
 SPEC = ModelSpec(width=0.03125)
 WEIGHTS = get_weights(build(SPEC, seed=0))
 PARTS = {"stem", "block1"}

@@ -90,6 +90,7 @@ def test_a_later_rounds_message_is_as_large_as_what_moves(
     assert whole * 0.95 < sizes[0] <= whole and later * 0.9 < sizes[1] <= later
 
 
+@pytest.mark.usefixtures("small_prior")
 def test_where_whitening_is_released_it_is_sent_again_and_the_features_are_not(
     messages: list[Job],
 ) -> None:
@@ -100,6 +101,7 @@ def test_where_whitening_is_released_it_is_sent_again_and_the_features_are_not(
     assert sent == [one for one in expected for _ in range(PEOPLE)]
 
 
+@pytest.mark.usefixtures("small_prior")
 @pytest.mark.parametrize("secagg", [True, False])
 def test_who_lost_its_copy_is_sent_another_and_misses_nothing(
     secagg: bool, messages: list[Job], monkeypatch: pytest.MonkeyPatch
@@ -125,6 +127,7 @@ def test_who_lost_its_copy_is_sent_another_and_misses_nothing(
     assert set(whole[PEOPLE:]) == {3}
 
 
+@pytest.mark.usefixtures("small_prior")
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped() -> None:
     """Its memory holds what rounds move; the rest is the averaged model's own."""
     values = {**RUN, "secagg": False, "ema": 0.5, "learning-rate-schedule": "constant"}

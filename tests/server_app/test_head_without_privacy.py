@@ -20,6 +20,8 @@ from deploy.inprocess import run_in_process
 from server_app.run_store import runs_directory
 from tests.server_app.running import the_run
 
+pytestmark = pytest.mark.usefixtures("small_prior")
+
 RUN: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 260, "rounds": 4, "model": "prior-head",
     "allow-random-base": True, "privacy": "none", "partition-min-size": 5, "optimizer": "adam",

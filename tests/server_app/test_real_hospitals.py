@@ -17,7 +17,7 @@ from common.privacy.ledger import Ledger, data_sets
 from common.simulation import LEDGER
 from deploy.inprocess import InProcessGrid, run_in_process
 from deploy.provision.demo import Demo, make
-from server_app.run_store import runs_directory
+from tests.server_app import running
 
 N = 5
 
@@ -58,8 +58,7 @@ def run(root: Path, **changes: Any) -> InProcessGrid:
 
 
 def newest(name: str) -> Any:
-    directory = max(runs_directory().iterdir())
-    text = (directory / name).read_text()
+    text = (running.newest() / name).read_text()
     return (
         json.loads(text) if name.endswith(".json") else [json.loads(x) for x in text.splitlines()]
     )
@@ -75,7 +74,7 @@ def test_hospitals_train_on_their_own_pictures_under_the_policies_that_enrolment
     assert record["validation"]["examples"] > 0
     assert summary["test_accuracy"] is None
     assert summary["epsilon"] == 6.0
-    assert not (max(runs_directory().iterdir()) / "partition.json").exists()
+    assert not (running.newest() / "partition.json").exists()
     for i in range(N):
         home = federation / f"hospital-{i:02d}"
         with Ledger(home / LEDGER, create=False) as ledger:

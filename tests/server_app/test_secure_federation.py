@@ -166,7 +166,13 @@ def test_a_larger_cohort_takes_a_ring_of_neighbours() -> None:
 
 
 def test_a_private_run_under_secure_aggregation_keeps_its_promise() -> None:
-    run_in_process({**SECURE, "privacy": "local", "delta": 1e-3}, num_hospitals=5)
+    values = {
+        **SECURE,
+        "privacy": "local",
+        "delta": 1e-3,
+        "round-timeout": 600.0,
+    }  # noise is calibrated
+    run_in_process(values, num_hospitals=5)
     summary = json.loads((newest() / "summary.json").read_text())
     assert summary["secagg"] is True
     assert len(summary["epsilon_by_hospital"]) == 5

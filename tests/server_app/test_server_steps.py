@@ -29,6 +29,8 @@ from server_app.run_store import RunStore
 from server_app.server_step import ServerStep
 from tests.server_app.running import lines, newest, states, the_run
 
+pytestmark = pytest.mark.usefixtures("small_prior")
+
 SHARED: dict[str, Any] = {
     "dataset": "synthetic", "synthetic-size": 400, "partition": "size-skew", "rounds": 3,
     "model-width": 0.03125, "partition-min-size": 5, "privacy": "distributed", "epsilon": 6.0,

@@ -148,20 +148,21 @@ def _of_patients(
     for _, _, image, patient in rows:
         if patient != _UNKNOWN and image not in shared:
             parent[root(image)] = root(patient)
-    holders: dict[bytes, set[bytes]] = {}
-    here = set()
+    holders: dict[bytes, dict[bytes, set[bytes]]] = {}  # image → who → the names it had there
+    here: dict[bytes, set[bytes]] = {}  # who → the names it has in this data set
     for name, _, image, patient in rows:
         who = root(image if patient == _UNKNOWN else patient)
-        holders.setdefault(image, set()).add(who)
+        holders.setdefault(image, {}).setdefault(who, set()).add(patient)
         if name == dataset:
-            here.add(who)
+            here.setdefault(who, set()).add(patient)
     used: dict[bytes, set[tuple[str, str, bytes]]] = {who: set() for who in here}
     for name, part, image, patient in rows:
-        owners = {root(whose) for whose in named[image][name]}
         mine = root(image if patient == _UNKNOWN else patient)
-        for who in holders[image] & here:
-            # A row of another patient's is theirs, if this one has a row of their own there.
-            if who == mine or patient == _UNKNOWN or who not in owners:
+        for who in holders[image].keys() & here.keys():
+            # A row of another patient's is theirs, if this one has a row of their own there: under
+            # the name that they have now, since that two names are one person is a guess only.
+            names = holders[image][who] & here[who] or holders[image][who]
+            if who == mine or patient == _UNKNOWN or names - named[image][name]:
                 used[who].add((name, part, image))
     return [Counter((name, part) for name, part, _ in places) for places in used.values()]
 

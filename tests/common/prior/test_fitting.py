@@ -12,6 +12,8 @@ from common.model import ModelSpec, build, get_weights, set_weights, weights_dig
 from common.prior.fitting import DECAYS, fit_head, fit_prior
 from common.prior.model import PriorHead
 
+pytestmark = pytest.mark.usefixtures("small_prior")
+
 SPEC = ModelSpec(model="prior-head", width=0.25, num_classes=3)
 
 

@@ -18,6 +18,8 @@ from common.prior.model import PriorHead, on_prior, with_mean, with_whitening
 from common.privacy.plan import MEAN, SECOND_MOMENT
 from common.privacy.statistics import statistic_sum
 
+pytestmark = pytest.mark.usefixtures("small_prior")
+
 SPEC = ModelSpec(model="prior-head", width=0.25)
 
 

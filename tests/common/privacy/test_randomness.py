@@ -130,6 +130,7 @@ def test_every_normal_is_finite_and_at_most_12_2() -> None:
     assert z.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.slow  # a figure of a quiet machine
 def test_five_million_normals_take_at_most_three_times_as_long_as_torchs() -> None:
     """Least of several interleaved repeats each, so that a busy machine slows both alike."""
     threads = torch.get_num_threads()

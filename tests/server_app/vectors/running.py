@@ -12,7 +12,7 @@ from client_app.outbox import Outbox
 from common.files import consilium_home
 from common.secagg import Identity
 from server_app.registry import Registry
-from server_app.run_store import runs_directory
+from tests.server_app.running import newest
 
 TINY: dict[str, Any] = {
     "mode": "vectors", "dataset": "synthetic", "synthetic-size": 240, "partition": "iid",
@@ -31,7 +31,7 @@ def is_offer(partition_id: int, version: str = "") -> Any:
 
 def the_run() -> Path:
     """The folder of the run that began last."""
-    return max(runs_directory().iterdir())
+    return newest()
 
 
 def lines(event: str, directory: Path | None = None) -> list[dict[str, Any]]:

@@ -98,6 +98,7 @@ rows = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(versions=st.lists(rows, min_size=1, max_size=4), sides=st.lists(st.integers(0, 7)))
+@example(versions=[[(1, 1), (1, 2), (3, 1)], [(1, 3), (3, 3)]], sides=[2])
 def test_whatever_patients_share_each_has_a_history_of_all_that_is_theirs(
     versions: list[list[tuple[int, int]]], sides: list[int]
 ) -> None:
