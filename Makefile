@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy, on this machine
 	$(PY) -m deploy.demo
 
-# One thread each; three processes, since some tests wait for processes of their own.
+# One thread each; four processes, since some tests wait for processes of their own.
 test: $(STAMP) ## The tests (a few minutes)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder --durations 25
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 audit: $(STAMP) ## Search for weights with which one picture counts for more than its clipping norm (minutes)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.audit.search --seconds $(or $(SECONDS),300)

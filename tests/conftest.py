@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,20 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_prior(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Priors of one small network that looks once, for tests of what is done with any prior."""
+    from common import model
     from common.prior.features import PriorSpec
 
+    def forget() -> None:
+        for known in (model._template, model.state_names, model.state_dtypes, model.state_shapes):
+            known.cache_clear()
+        model._moving.cache_clear()
+
+    forget()
     monkeypatch.setattr(PriorSpec.__init__, "__defaults__", ((8,), 64, 28, (1.0,)))
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -52,15 +53,20 @@ BAR_LIMIT = 60  # more hospitals than this: the table has them all
 KEPT = 64  # drawings: those of a few reports
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def drawn_once(draw: Callable[P, Markup]) -> Callable[P, Markup]:
-    """Keep what ``draw`` gave for the same figures: a report is written anew after each event."""
-    kept: OrderedDict[str, Markup] = OrderedDict()
+def drawn_once(draw: Callable[P, T]) -> Callable[P, T]:
+    """Keep what ``draw`` gave for the same figures: a report is written again after each event.
+
+    Only for functions of plain numbers and text, or of data classes and sequences of them, whose
+    ``repr`` says all that they are.
+    """
+    kept: OrderedDict[str, T] = OrderedDict()
 
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Markup:
-        key = repr((args, kwargs))  # plain numbers and text, or data classes of them
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
+        key = repr((args, kwargs))
         if key not in kept:
             kept[key] = draw(*args, **kwargs)
             while len(kept) > KEPT:
@@ -103,7 +109,11 @@ def as_svg(figure: Figure, name: str, alt: str) -> Markup:
     with warnings.catch_warnings():
         # A name in a script that the measuring font lacks: the browser has the glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True)
+        # As savefig(transparent=True), which draws everything once more only to measure it.
+        figure.patch.set_facecolor("none")
+        for axes in figure.axes:
+            axes.patch.set_facecolor("none")
+        FigureCanvasSVG(figure).print_svg(buffer)  # type: ignore[no-untyped-call]
     root = ET.fromstring(buffer.getvalue())
     for parent in root.iter():
         for child in list(parent):

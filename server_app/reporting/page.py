@@ -12,6 +12,8 @@ A mode's template extends ``frame`` and imports the macros that it uses from ``m
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import jinja2
 from markupsafe import Markup
 
@@ -21,6 +23,11 @@ from server_app.reporting.style import STYLE
 
 def render(template: str, view: dict[str, object]) -> str:
     """Return the page. An undefined name is a mistake in this package, so it raises."""
+    return _compiled(template).render(view)
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -31,7 +38,7 @@ def render(template: str, view: dict[str, object]) -> str:
     written = ("percent", "points", "fixed", "whole", "epsilon", "delta", "duration")
     environment.filters.update({name: getattr(formats, name) for name in written})
     environment.globals.update(style=Markup(STYLE), missing=formats.MISSING)
-    return environment.from_string(template).render(view)
+    return environment.from_string(template)
 
 
 MACROS = """\

@@ -20,6 +20,7 @@ from server_app.reporting.drawing import (
     MUTED,
     as_svg,
     drawing,
+    drawn_once,
     shorten,
 )
 from server_app.reporting.formats import percent, points
@@ -50,6 +51,7 @@ SERIES = (
 )
 
 
+@drawn_once
 def timeline(story: Story, hospitals: Sequence[str]) -> Chart | None:
     """Hospital by time, with every arrival and setback, and the bases as vertical lines.
 
@@ -93,6 +95,7 @@ def timeline(story: Story, hospitals: Sequence[str]) -> Chart | None:
     return {"title": "When each hospital submitted", "legend": [], "svg": svg}
 
 
+@drawn_once
 def quality(story: Story, by: str) -> Chart | None:
     """Accuracy of candidates at their arrival and of the current base, ``by`` arrivals or time.
 
@@ -153,6 +156,7 @@ def quality(story: Story, by: str) -> Chart | None:
     return {"title": f"Accuracy over {by}{cut}", "legend": [], "svg": svg}
 
 
+@drawn_once
 def influence_bars(found: Influences) -> Chart | None:
     """What the model loses without each hospital, in points; None where it was not measured."""
     rows = [(r.hospital, r.moved, r.harmful) for r in found.rows if r.moved is not None]

@@ -324,6 +324,7 @@ def few_images(tmp_path: Path) -> str:
     return str(tmp_path / "few.npz")
 
 
+@pytest.mark.slow  # hundreds of trainings
 def test_a_tiny_run_writes_every_field_and_is_resumed(tmp_path: Path, few_images: str) -> None:
     out = tmp_path / "audit.json"
 

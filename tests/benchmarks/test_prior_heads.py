@@ -31,6 +31,7 @@ def test_folds_are_disjoint_and_hold_out_a_fifth_each(quarters: tuple[Tensor, Te
     assert len(set(held)) == 900
 
 
+@pytest.mark.slow  # ten heads are fitted
 def test_what_is_not_linear_is_learnt_by_those_heads_alone_that_can(
     quarters: tuple[Tensor, Tensor],
 ) -> None:

@@ -26,7 +26,9 @@ from server_app import fedavg, secure_round
 from tests.server_app.running import lines, newest, states, the_run
 from tests.server_app.test_head_without_privacy import PEOPLE, RUN
 
-HEAD = 8 * 301
+pytestmark = pytest.mark.usefixtures("small_prior")
+
+HEAD = 8 * 65
 SHARED: dict[str, Any] = {
     k: v for k, v in RUN.items() if k not in ("learning-rate", "batch-size", "optimizer")
 } | {"privacy": "distributed", "epsilon": 20.0, "whitening": True, "sampling-rate": 1.0}
@@ -74,7 +76,7 @@ def test_a_priors_features_are_sent_once_and_only_the_head_is_summed(
     assert not np.array_equal(first["head.weight"], last["head.weight"])
 
 
-@pytest.mark.parametrize(("hidden", "whole", "later"), [(0, 8.4e6, 11e3), (512, 9e6, 640e3)])
+@pytest.mark.parametrize(("hidden", "whole", "later"), [(0, 3.6e5, 3.1e3), (512, 5.1e5, 155e3)])
 def test_a_later_rounds_message_is_as_large_as_what_moves(
     hidden: int, whole: float, later: float
 ) -> None:
@@ -90,7 +92,6 @@ def test_a_later_rounds_message_is_as_large_as_what_moves(
     assert whole * 0.95 < sizes[0] <= whole and later * 0.9 < sizes[1] <= later
 
 
-@pytest.mark.usefixtures("small_prior")
 def test_where_whitening_is_released_it_is_sent_again_and_the_features_are_not(
     messages: list[Job],
 ) -> None:
@@ -101,7 +102,6 @@ def test_where_whitening_is_released_it_is_sent_again_and_the_features_are_not(
     assert sent == [one for one in expected for _ in range(PEOPLE)]
 
 
-@pytest.mark.usefixtures("small_prior")
 @pytest.mark.parametrize("secagg", [True, False])
 def test_who_lost_its_copy_is_sent_another_and_misses_nothing(
     secagg: bool, messages: list[Job], monkeypatch: pytest.MonkeyPatch
@@ -127,7 +127,6 @@ def test_who_lost_its_copy_is_sent_another_and_misses_nothing(
     assert set(whole[PEOPLE:]) == {3}
 
 
-@pytest.mark.usefixtures("small_prior")
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped() -> None:
     """Its memory holds what rounds move; the rest is the averaged model's own."""
     values = {**RUN, "secagg": False, "ema": 0.5, "learning-rate-schedule": "constant"}
@@ -171,7 +170,7 @@ def test_a_server_that_leaves_entries_out_of_a_sum_or_adds_some_is_refused(
 
 
 def other_mean() -> dict[str, np.ndarray]:
-    return {"mean": np.ones(300, dtype=np.float32)}
+    return {"mean": np.ones(64, dtype=np.float32)}
 
 
 def sent_other(job: Job) -> Job:

@@ -15,7 +15,7 @@ from common.prior.rings import dihedral_views, ring_weights
 from common.prior.train import PriorBudget, load_prior, make_prior, prior_digest, save_prior
 
 _SPEC = PriorSpec(widths=(8,), dimension=24, size=20)
-_BUDGET = PriorBudget(pictures=256, steps=4, whitening=256, ridge=0.0)
+_BUDGET = PriorBudget(pictures=128, steps=2, whitening=128, ridge=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_extreme_pictures_have_finite_features(prior: PriorFeatures) -> None:
 
 
 def test_whitening_evens_out_drawn_pictures(prior: PriorFeatures) -> None:
-    drawn = to_unit(draw_cells(256, seed=1999, size=20).pictures)
+    drawn = to_unit(draw_cells(128, seed=1999, size=20).pictures)
     white = (prior.standard(prior.raw(drawn)) - prior.middle) @ prior.projection
     values = torch.linalg.eigvalsh(white.T @ white / len(white))
     torch.testing.assert_close(values, torch.ones(24), atol=0.02, rtol=0)
@@ -133,6 +133,7 @@ def test_each_zoom_adds_features_of_its_own(pictures: Tensor) -> None:
     assert not torch.allclose(near.raw(pictures), far.raw(pictures), atol=0.1)
 
 
+@pytest.mark.slow  # a hundred steps: 45 s of a processor
 def test_training_a_network_lowers_its_loss() -> None:
     cells, losses = draw_cells(256, seed=3, size=12), list[float]()
     train_network(cells, width=8, steps=100, seed=0, report=lambda _, loss: losses.append(loss))

@@ -80,10 +80,14 @@ def judged(scores: tuple[Floats, Floats]) -> Audit:
 
 @pytest.mark.parametrize(
     ("trainer", "steps", "patients"),
-    [(REAL, 1, False), (REAL, 3, False), (REAL, 1, True), (TWO_PASSES, 1, False),
-     (CHANNELS_LAST, 1, False)],
-    ids=["real", "real, three steps", "real, patients", "two passes", "channels_last"],
-)  # fmt: skip
+    [
+        pytest.param(REAL, 1, False, id="real"),
+        pytest.param(REAL, 3, False, id="real, three steps", marks=pytest.mark.slow),
+        pytest.param(REAL, 1, True, id="real, patients"),
+        pytest.param(TWO_PASSES, 1, False, id="two passes", marks=pytest.mark.slow),
+        pytest.param(CHANNELS_LAST, 1, False, id="channels_last", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_private_stays_below_its_claim(
     trainer: Trainer, steps: int, patients: bool
 ) -> None:

@@ -118,6 +118,7 @@ def test_where_updates_are_seen_one_by_one_a_liar_weighs_what_was_agreed_or_noth
         assert all(list(one["lowered"]) == [NAME] for one in told)
 
 
+@pytest.mark.slow  # two whole private runs: 35 s of a processor
 @pytest.mark.parametrize("privacy", ["distributed", "local"])
 def test_under_noise_a_liar_is_named_and_honest_noise_is_no_lie(privacy: str) -> None:
     """Server steps, whose sums are mostly noise; its size is known, and is no reason."""
