@@ -44,6 +44,9 @@ _DOMAIN_ORDERS: tuple[float, ...] = (*(1 + x / 10 for x in range(1, 100)), *rang
 
 _WHOLE_ORDERS: tuple[float, ...] = (*range(2, 64), 80, 128, 256, 512)
 
+_MOST_NOISE = 10_000.0
+"""The largest noise multiplier that is tried."""
+
 _WITHIN = 1.001
 """How close a calibrated noise multiplier is to the smallest."""
 
@@ -180,15 +183,22 @@ def _divergences(sigma: float, rate: float, orders: tuple[float, ...]) -> NDArra
 
 @lru_cache(maxsize=4096)
 def _prv(key: _Key, delta: float) -> float:
-    accountant = _prv_accountant()
+    accountant = _quick_prv()()
     accountant.history = list(key)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it takes logarithms of zero on purpose, and few orders
-        return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
+        try:
+            return float(accountant.get_epsilon(delta, eps_error=_PRV_ERROR))
+        except ValueError:
+            raise PrivacyError(
+                f"δ={delta} is too small for the accountants",
+                "use a larger delta: somewhat below 1 / images is small enough",
+            ) from None
 
 
-def _prv_accountant() -> Any:
-    """Opacus's accountant; its bound on the domain, the same, by a quicker series."""
+@lru_cache(maxsize=1)
+def _quick_prv() -> Any:
+    """Opacus's accountant, as a class; its bound on the domain, the same, by a quicker series."""
     from opacus.accountants import PRVAccountant
     from opacus.accountants.analysis.prv import Domain
 
@@ -206,7 +216,7 @@ def _prv_accountant() -> Any:
             mesh = eps_error / np.sqrt(steps * np.log(12 / delta_error) / 2)
             return Domain.create_aligned(-reach, reach, mesh)
 
-    return Quick()
+    return Quick
 
 
 def _pld(key: _Key, delta: float) -> float:
@@ -262,16 +272,19 @@ def calibrate(
     high = 0.1
     while rough(high) > epsilon:
         high *= 2
-        if high > 10_000:
+        if high > _MOST_NOISE:
             raise _unreachable(epsilon, delta)
     near = _smallest(rough, epsilon, high, within=1.02)
-    slope = math.log(rough(near) / rough(0.9 * near)) / -math.log(0.9)
-    found = _smallest(prv, epsilon, near, within=_WITHIN, slope=slope)
+    found = _smallest(prv, epsilon, near, within=_WITHIN, slope=_slope(rough, near))
 
     def both(sigma: float) -> float:
         return _epsilon(key(sigma), delta).value
 
-    return found if both(found) <= epsilon else _smallest(both, epsilon, found, within=_WITHIN)
+    if found < math.inf and both(found) > epsilon:
+        found = _smallest(both, epsilon, found, within=_WITHIN)
+    if found == math.inf:
+        raise _unreachable(epsilon, delta)
+    return found
 
 
 def _smallest(
@@ -284,18 +297,19 @@ def _smallest(
 ) -> float:
     """The smallest σ, to a ratio of ``within``, at which ``cost`` is at most ``epsilon``.
 
+    Infinite where it is not at most ``epsilon`` up to ``_MOST_NOISE``.
     Log ε is nearly linear in log σ: a secant lands close, and a point just beyond it on the other
     side closes the bracket. Every sixth point is the middle, so that it always ends. ``slope``: of
     log ε over log σ, as far as it is known before.
     """
     low, high = -math.inf, math.inf  # log σ: too little, enough
     points: list[tuple[float, float]] = []  # (log σ, log ε)
-    x, beyond = math.log(start), 0.4 * math.log(within)
+    x, beyond, most = math.log(start), 0.4 * math.log(within), math.log(_MOST_NOISE)
     for turn in range(1, 200):
         value = cost(math.exp(x))
         enough = value <= epsilon
         low, high = (low, x) if enough else (x, high)
-        if high - low <= math.log(within):
+        if high - low <= math.log(within) or low >= most:
             break
         if 0 < value < math.inf:
             points = [*points[-1:], (x, math.log(value))]
@@ -310,7 +324,14 @@ def _smallest(
             x = (low + high) / 2
         else:
             x += -8 * beyond if enough else 8 * beyond
+        x = min(x, most)
     return math.exp(high)
+
+
+def _slope(cost: Callable[[float], float], sigma: float) -> float:
+    """Of log ``cost`` over log σ just below ``sigma``; −1 where there is no finite one."""
+    here, below = cost(sigma), cost(0.9 * sigma)
+    return math.log(here / below) / -math.log(0.9) if 0 < here < below < math.inf else -1.0
 
 
 def _root(points: Sequence[tuple[float, float]], y: float, slope: float) -> float:

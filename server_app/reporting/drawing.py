@@ -9,6 +9,7 @@ mathematics and raise on nonsense, so that is off; ElementTree escapes the rest.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -50,7 +51,7 @@ STYLE: Any = {
 FULL_WIDTH, HALF_WIDTH = 9.4, 4.6  # inches; both are scaled alike to the page
 DRAWABLE = 1e9  # a diverged loss would flatten all else, and infinity has no place
 BAR_LIMIT = 60  # more hospitals than this: the table has them all
-KEPT = 64  # drawings: those of a few reports
+KEPT = 16  # drawings of a kind: those of a few reports
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,16 +63,18 @@ def drawn_once(draw: Callable[P, T]) -> Callable[P, T]:
     Only for functions of plain numbers and text, or of data classes and sequences of them, whose
     ``repr`` says all that they are.
     """
-    kept: OrderedDict[str, T] = OrderedDict()
+    kept: OrderedDict[bytes, T] = OrderedDict()
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> T:
-        key = repr((args, kwargs))
-        if key not in kept:
-            kept[key] = draw(*args, **kwargs)
-            while len(kept) > KEPT:
-                kept.popitem(last=False)
-        return kept[key]
+        # A hash: what a run of months did would be megabytes.
+        key = hashlib.sha256(repr((args, kwargs)).encode("utf-8", "backslashreplace")).digest()
+        if key in kept:
+            return kept[key]
+        found = kept[key] = draw(*args, **kwargs)
+        if len(kept) > KEPT:
+            kept.popitem(last=False)
+        return found
 
     return drawn
 

@@ -28,7 +28,6 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow  # a whole prior: 50 s of a processor
 def test_a_prior_that_the_command_made_is_the_base_of_a_run(prior: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy.safetensors"
     out.write_bytes(prior.read_bytes())

@@ -28,9 +28,9 @@ def test_cells_have_the_shapes_and_ranges_that_they_promise() -> None:
 
 
 def test_every_kind_is_drawn_about_equally_often() -> None:
-    cells = draw_cells(400, seed=1, size=12, chimeras=0.0)
+    cells = draw_cells(1600, seed=1, size=12, chimeras=0.0)
     counts = torch.bincount(cells.kind, minlength=len(KINDS))
-    assert int(counts.min()) > 25 and int(counts.max()) < 75
+    assert int(counts.min()) > 140 and int(counts.max()) < 260
 
 
 def test_drawn_pictures_follow_what_the_books_say() -> None:

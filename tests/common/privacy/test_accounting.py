@@ -208,9 +208,24 @@ def test_where_the_accountants_overflow_the_figure_is_large_not_small() -> None:
     assert epsilon_of([Event(0.3, 0.5, 1000)], 1e-5).value > 100
 
 
-def test_an_unreachable_target_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("epsilon", "rate", "steps"),
+    [(0.001, 0.5, 1000), (0.009, 0.01, 10), (0.0095, 1e-6, 1)],  # the last two: not by PRV alone
+)
+def test_an_unreachable_target_is_refused(epsilon: float, rate: float, steps: int) -> None:
     with pytest.raises(PrivacyError, match="no noise multiplier"):
-        calibrate(epsilon=0.001, delta=1e-5, sampling_rate=0.5, steps=1000)
+        calibrate(epsilon=epsilon, delta=1e-5, sampling_rate=rate, steps=steps)
+
+
+@pytest.mark.parametrize("epsilon", [100.5, 1e3, 1e9, 1e300])
+def test_an_epsilon_that_promises_nothing_is_calibrated_too(epsilon: float) -> None:
+    sigma = calibrate(epsilon=epsilon, delta=1e-5, sampling_rate=0.5, steps=50)
+    assert 0.99 * epsilon < epsilon_of([Event(sigma, 0.5, 50)], 1e-5).value <= epsilon
+
+
+def test_a_delta_below_the_accountants_precision_is_refused_in_two_parts() -> None:
+    with pytest.raises(PrivacyError, match="too small for the accountants"):
+        epsilon_of([Event(1.0, 0.1, 10)], 1e-300)
 
 
 def test_pure_epsilon_is_added_as_it_is() -> None:
