@@ -67,7 +67,7 @@ def measure(method: str, dtype: str, width: float, batch: int, repeats: int) -> 
     work = 6 * multiply_adds(build(ModelSpec(width=width)), torch.zeros(3, 28, 28)) * batch
     return {
         "method": method, "dtype": dtype, "width": width, "batch": batch, "threads": 1,
-        "step_ms": round(1e3 * median, 1), "gflop_per_s": round(work / median / 1e9, 1),
+        "step_ms": round(1e3 * median, 1), "gflop_per_s": float(f"{work / median / 1e9:.3g}"),
         "operators": operators(step),
     }  # fmt: skip
 
