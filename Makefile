@@ -21,7 +21,7 @@ demo: $(STAMP) ## Ten hospitals train one classifier under differential privacy,
 	$(PY) -m deploy.demo
 
 # One thread each; four processes, since some tests wait for processes of their own.
-test: $(STAMP) ## The tests (a few minutes)
+test: $(STAMP) ## The tests (about a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 audit: $(STAMP) ## Search for weights with which one picture counts for more than its clipping norm (minutes)

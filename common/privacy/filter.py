@@ -14,11 +14,13 @@ total of 8 at δ = 1e-4).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from common.privacy.accounting import Event
-from common.privacy.subsampled import divergences
 
 ORDERS: tuple[float, ...] = (
     *(1.0 + k / 10 for k in range(1, 100)), *range(11, 65), 96, 128, 256, 512
@@ -66,8 +68,16 @@ def _conversion(order: float, delta: float) -> float:
 
 @lru_cache(maxsize=65_536)
 def _step(sigma: float, rate: float, order: float) -> float:
+    from opacus.accountants.analysis.rdp import compute_rdp
+
     unsampled = order / 2 / sigma / sigma  # of the Gaussian alone: sampling only helps
-    if rate == 1.0 or not 0.01 <= sigma <= 1e4:  # beyond, the series may not end
+    if rate == 1.0 or not 0.01 <= sigma <= 1e4:  # beyond, Opacus's series may not end
         return unsampled
-    sampled = float(divergences(sigma, rate, (order,))[0])
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
+        sampled = float(np.asarray(value).reshape(-1)[0])
+    except (ArithmeticError, ValueError):  # noise beyond what its series can compute
+        return unsampled
     return unsampled if math.isnan(sampled) else min(max(sampled, 0.0), unsampled)

@@ -3,7 +3,8 @@
 The series of Mironov, Talwar, Zhang, *Rényi Differential Privacy of the Sampled Gaussian
 Mechanism*, 2019, section 3.3, the same as in ``opacus.accountants.analysis.rdp``: that one adds
 term by term in Python (up to 16,000 of them for an order near 1, most of the time of a small
-private run), this one adds arrays. The tests hold the two against each other.
+private run), this one adds arrays. It bounds where the accountants look; what the ledger sums is
+Opacus's own. The tests hold the two against each other.
 """
 
 from __future__ import annotations
